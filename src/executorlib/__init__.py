@@ -1,0 +1,54 @@
+"""Run Python functions with their own resources: on a laptop, inside an allocation, or as batch jobs.
+
+All executors have the interface of `concurrent.futures.Executor`; ``submit`` takes a ``resource_dict`` beside the
+arguments of the function.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from executorlib.executor.base import BaseExecutor
+    from executorlib.executor.single import SingleNodeExecutor
+    from executorlib.standalone.hdf import get_cache_data
+    from executorlib.standalone.select import get_item_from_future, split_future
+
+_HOMES = {
+    "BaseExecutor": "executorlib.executor.base",
+    "SingleNodeExecutor": "executorlib.executor.single",
+    "get_cache_data": "executorlib.standalone.hdf",
+    "get_item_from_future": "executorlib.standalone.select",
+    "split_future": "executorlib.standalone.select",
+}
+
+__all__ = [
+    "BaseExecutor",
+    "SingleNodeExecutor",
+    "get_cache_data",
+    "get_item_from_future",
+    "split_future",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first used: the import of the package itself stays cheap."""
+    import importlib
+
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            value: Any = version("executorlib")
+        except PackageNotFoundError:  # run from a source tree that is not installed
+            value = "1.11.1.dev0"
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES, "__version__"])

@@ -1,0 +1,96 @@
+"""Around the call of a task's function: the place it runs in, the parameters a worker supplies, the errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from executorlib.standalone.functions import function_name, takes_parameter
+from executorlib.standalone.hardware import GPU_VARIABLES
+from executorlib.standalone.interactive.messages import Setup
+
+_HIDE_FROM_TRACEBACK = True
+
+
+def apply_setup(setup: Setup) -> None:
+    """Make this process the place that a task expects: the program's paths, environment and working directory."""
+    if setup.environment is not None:
+        for name in os.environ.keys() - setup.environment.keys():
+            del os.environ[name]
+        os.environ.update(setup.environment)
+    if setup.gpus:
+        for variable in GPU_VARIABLES:
+            os.environ[variable] = ",".join(setup.gpus)
+    if setup.cwd is not None:
+        os.chdir(setup.cwd)
+    sys.path[:] = setup.path
+
+
+def supplied_for(fn: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Those of a worker's values that a function has a parameter for."""
+    return {name: value for name, value in values.items() if takes_parameter(fn, name)}
+
+
+def left_open(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], supplied: dict[str, Any]) -> dict[str, Any]:
+    """Those of the supplied values whose parameter the call has not filled."""
+    import inspect
+
+    given = inspect.signature(fn).bind_partial(*args, **kwargs).arguments
+    return {name: value for name, value in supplied.items() if name not in given}
+
+
+def explain_missing_argument(error: BaseException, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Add to the error of a call that lacks an argument what could have supplied it."""
+    if not isinstance(error, TypeError) or fn is None or error.__traceback__ is None:
+        return
+    import inspect
+
+    try:
+        signature = inspect.signature(fn)
+        given = signature.bind_partial(*args, **kwargs).arguments
+    except (TypeError, ValueError):  # no signature, or an argument too many
+        return
+    missing = [
+        name
+        for name, parameter in signature.parameters.items()
+        if name not in given
+        and parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if not missing:
+        return
+    names = ", ".join(repr(name) for name in missing)
+    note = (
+        f"The call of {function_name(fn)} left {names} open. With block_allocation=True an init_function may "
+        f"supply it: it returns a dictionary, here with the key {missing[0]!r}."
+    )
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+    else:  # Python 3.10 keeps the note, but does not print it
+        error.__notes__ = [note]
+
+
+def log_error(path: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], error: BaseException) -> None:
+    """Append a failed call to a file, in one write: the entries of parallel workers do not mix."""
+    import traceback
+
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    entry = f"function: {fn!r}\nargs: {args!r}\nkwargs: {kwargs!r}\n{trace}\n"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            os.write(fd, entry.encode(errors="backslashreplace"))
+        finally:
+            os.close(fd)
+    except OSError as reason:
+        print(f"executorlib: cannot write error_log_file {path}: {reason}", file=sys.stderr)
+
+
+def flush_output() -> None:
+    """Bring out what the task has printed: the process may be ended before it would do so itself."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):  # replaced, closed, or nobody reads
+            pass

@@ -1,0 +1,165 @@
+"""The helper beside an executor: it starts every worker of this machine, watches them, and outlives none of them.
+
+    program ══ control socket ══ fork server ──fork──► worker   (connected to the program by a socket pair)
+                                      └───fork, exec──► mpiexec, srun, … (its workers connect over TCP)
+
+It has imported the backend and nothing else, so a fork of it is a fresh Python process, made in a few milliseconds.
+When the control socket closes, because the program is over or was killed, it ends its children and itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from typing import Any, NoReturn
+
+from executorlib.standalone.interactive.control import receive_request, send_request
+
+_TERM_SECONDS = 1.0
+
+
+class ForkServer:
+    """The loop of the helper process."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._pids: dict[int, int] = {}  # worker -> pid
+        self._workers: dict[int, int] = {}  # pid -> worker
+        self._programs: set[int] = set()  # workers that another program was executed for
+        self._child_exits, self._wake = os.pipe()
+        os.set_blocking(self._child_exits, False)
+        os.set_blocking(self._wake, False)
+
+    def run(self) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the program's to handle
+        signal.signal(signal.SIGCHLD, _note_nothing)
+        signal.set_wakeup_fd(self._wake)
+        try:
+            while True:
+                ready, _, _ = select.select([self._control.fileno(), self._child_exits], [], [])
+                if self._child_exits in ready:
+                    os.read(self._child_exits, 4096)
+                    self._reap()
+                if self._control.fileno() in ready:
+                    self._obey(*receive_request(self._control))
+        except (EOFError, OSError):  # the program is gone
+            self._end_all()
+
+    def _obey(self, request: tuple[Any, ...], fds: list[int]) -> None:
+        kind, worker = request[:2]
+        try:
+            if kind == "kill":
+                self._kill(worker, request[2])
+                return
+            pid = os.fork()
+            if pid == 0:
+                self._become(request, fds)
+        except OSError as error:
+            send_request(self._control, ("failed", worker, str(error)))
+        else:
+            self._pids[worker] = pid
+            self._workers[pid] = worker
+            if kind == "exec":
+                self._programs.add(worker)
+            send_request(self._control, ("started", worker, pid))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _become(self, request: tuple[Any, ...], fds: list[int]) -> NoReturn:
+        """In the child: turn into what was asked for."""
+        code = 70
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.setpgid(0, 0)  # so that the task's own children end with it
+            self._control.close()
+            os.close(self._child_exits)
+            os.close(self._wake)
+            os.dup2(fds[-2], 1)
+            os.dup2(fds[-1], 2)
+            if request[0] == "exec":
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                _, _, argv, environment, cwd = request
+                for fd in fds:
+                    os.close(fd)
+                if cwd is not None:
+                    os.chdir(cwd)
+                os.execvpe(argv[0], argv, environment)
+            from executorlib.backend.worker import work
+
+            for fd in fds[-2:]:
+                os.close(fd)
+            code = work(fds[0], fds[1])
+        except BaseException as error:
+            code = 127 if request[0] == "exec" else code
+            with contextlib.suppress(OSError):
+                os.write(2, f"executorlib: cannot start a worker: {error!r}\n".encode())
+        finally:
+            os._exit(code)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            worker = self._workers.pop(pid, None)
+            if worker is not None:
+                del self._pids[worker]
+                self._programs.discard(worker)
+                if status != 0:  # what the task itself had started does not outlive its violent end
+                    with contextlib.suppress(OSError):
+                        os.killpg(pid, signal.SIGKILL)
+                send_request(self._control, ("exited", worker, status))
+
+    def _kill(self, worker: int, signum: int) -> None:
+        pid = self._pids.get(worker)
+        if pid is None:
+            return
+        try:
+            os.killpg(pid, signum)
+        except OSError:  # it has not yet made its process group
+            with contextlib.suppress(OSError):
+                os.kill(pid, signum)
+
+    def _end_all(self) -> None:
+        # A launcher gets the chance to end its ranks; a worker has nothing more to do.
+        for worker in list(self._pids):
+            self._kill(worker, signal.SIGTERM if worker in self._programs else signal.SIGKILL)
+        deadline = time.monotonic() + _TERM_SECONDS
+        while self._pids and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                self._reap()
+            time.sleep(0.01)
+        for worker in list(self._pids):
+            self._kill(worker, signal.SIGKILL)
+
+
+def _note_nothing(signum: int, frame: Any) -> None:
+    """SIGCHLD needs a handler to reach the wakeup descriptor."""
+
+
+def main(fd: int) -> None:
+    control = socket.socket(fileno=fd)
+    with contextlib.suppress(OSError):
+        os.setsid()
+    (sys.path[:],), _ = receive_request(control)
+    server = ForkServer(control)
+    # What nearly every worker needs, once instead of in each.
+    import inspect  # noqa: F401
+
+    import executorlib.backend.worker
+    import executorlib.standalone.functions  # noqa: F401
+
+    with contextlib.suppress(ImportError):
+        import cloudpickle.cloudpickle  # noqa: F401
+    server.run()

@@ -1,0 +1,166 @@
+"""Program of a worker of several MPI ranks.
+
+    mpiexec -n 2 python interactive_parallel.py --host HOST --zmqport PORT [--worker NUMBER]
+
+Rank 0 is connected to the executor and passes every message on to the others, so that all ranks see the same. Each
+rank runs each task; rank 0 sends the results of all. A rank that fails tells the executor so on a connection of its
+own, because rank 0 may be waiting for it inside the task, in a collective call that never ends.
+
+Idle ranks wait with pauses: MPI itself would keep a core busy.
+"""
+
+import sys
+
+if __name__ == "__main__":
+    # Run as a file, whose folder is not a place where a program's modules are to be found.
+    import os
+
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import pickle
+import time
+from collections.abc import Callable
+from typing import Any
+
+from executorlib.backend.remote import Arguments, introduce, watch_lifeline
+from executorlib.backend.runner import Outcome, Runner
+from executorlib.backend.worker import finish, make_main
+from executorlib.standalone.interactive.messages import DONE, RANK_ERROR, RANKS_DONE
+from executorlib.standalone.interactive.wire import Connection, Message
+from executorlib.standalone.serialize import Payload
+
+# The first pauses of a rank that waits are short: the next task often comes at once.
+_FIRST_PAUSE = 2e-5
+_LONGEST_PAUSE = 1.5e-3
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    """Wait until something is true, at the cost of a few percent of a core."""
+    pause = _FIRST_PAUSE
+    while not done():
+        time.sleep(pause)
+        pause = min(1.5 * pause, _LONGEST_PAUSE)
+
+
+class RankLink:
+    """The connection of all ranks: what rank 0 receives, every rank receives.
+
+    Args:
+        comm: a communicator of this library alone, so that its messages do not meet those of tasks
+        connection: that of rank 0
+    """
+
+    def __init__(self, comm: Any, connection: Connection | None) -> None:
+        self._comm = comm
+        self._connection = connection
+
+    def receive(self) -> Message:
+        """Wait for the next message, on all ranks.
+
+        Raises:
+            EOFError: the executor is gone
+        """
+        message: Message | None = None
+        if self._connection is not None:
+            try:
+                message = self._connection.receive()
+            except (EOFError, ConnectionError):
+                message = None
+        sizes = None if message is None else [len(message.body), *(len(buffer) for buffer in message.buffers)]
+        sizes = self._broadcast_small(sizes)
+        if sizes is None:
+            raise EOFError("the executor is gone")
+        if message is None:
+            message = Message(b"", [bytearray(size) for size in sizes[1:]])
+        body = self._comm.bcast(message.body)
+        for buffer in message.buffers:
+            for start in range(0, len(buffer), 1 << 30):  # the counts of MPI are 32 bits
+                self._comm.Bcast(memoryview(buffer)[start : start + (1 << 30)])
+        return Message(body, message.buffers)
+
+    def send(self, body: bytes, buffers: Any = ()) -> None:
+        """Send to the executor, from rank 0."""
+        if self._connection is not None:
+            self._connection.send(body, buffers)
+
+    def _broadcast_small(self, obj: Any) -> Any:
+        """Send an object from rank 0 to all; the others wait for it without using their core."""
+        if self._comm.rank == 0:
+            data = pickle.dumps(obj)
+            for rank in range(1, self._comm.size):
+                self._comm.Send(data, dest=rank)
+            return obj
+        from mpi4py import MPI
+
+        status = MPI.Status()
+        wait_for(lambda: bool(self._comm.Iprobe(source=0, status=status)))
+        data = bytearray(status.Get_count(MPI.BYTE))
+        self._comm.Recv(data, source=0)
+        return pickle.loads(data)
+
+
+class RankRunner(Runner):
+    """Runs every task on this rank and brings the outcomes of all ranks together."""
+
+    def __init__(self, link: RankLink, comm: Any, arguments: Arguments) -> None:
+        super().__init__(link)
+        self._comm = comm
+        self._arguments = arguments
+
+    def report(self, number: int, outcome: Outcome) -> None:
+        """Bring the outcomes together; rank 0 sends the results, or the first error."""
+        if outcome.status != DONE and self._comm.rank > 0:
+            self._report_error(number, outcome)
+        outcomes = self._gather(outcome)
+        if outcomes is None:
+            return
+        failed = [rank for rank, other in enumerate(outcomes) if other.status != DONE]
+        if failed:
+            super().report(number, outcomes[failed[0]])
+            return
+        parts = [(other.payload.data, len(other.payload.buffers)) for other in outcomes]
+        buffers = [buffer for other in outcomes for buffer in other.payload.buffers]
+        seconds = max(other.seconds for other in outcomes)
+        payload = Payload(pickle.dumps(parts, 5), buffers)
+        super().report(number, Outcome(RANKS_DONE, payload, outcome.start, seconds))
+
+    def _report_error(self, number: int, outcome: Outcome) -> None:
+        connection = introduce(self._arguments, self._comm.rank, self._comm.size)
+        connection.send(RANK_ERROR + pickle.dumps((number, outcome.payload.data)))
+        connection.close()
+
+    def _gather(self, outcome: Outcome) -> list[Outcome] | None:
+        # A rank that has ended early waits for the slowest without taking a core from it.
+        barrier = self._comm.Ibarrier()
+        wait_for(barrier.Test)
+        buffers = [bytes(buffer) for buffer in outcome.payload.buffers]
+        plain = (outcome.status, outcome.payload.data, buffers, outcome.start, outcome.seconds)
+        gathered = self._comm.gather(plain)
+        if gathered is None:
+            return None
+        return [
+            Outcome(status, Payload(data, buffers), start, seconds)
+            for status, data, buffers, start, seconds in gathered
+        ]
+
+
+def main(argv: list[str]) -> None:
+    """Work until the executor says stop or is gone."""
+    arguments = Arguments.parse(argv)
+    watch_lifeline()
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        sys.exit(
+            f"More than one core per task needs mpi4py, which {sys.executable} lacks ({error}): "
+            "install it with 'pip install mpi4py', or with the extra executorlib[mpi]."
+        )
+    comm = MPI.COMM_WORLD.Dup()
+    connection = introduce(arguments, 0, comm.size) if comm.rank == 0 else None
+    make_main()
+    RankRunner(RankLink(comm, connection), comm, arguments).serve()
+    finish()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

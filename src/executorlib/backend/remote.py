@@ -1,0 +1,79 @@
+"""What workers have in common that connect to their executor over TCP."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import pickle
+import platform
+import socket
+import sys
+import threading
+from typing import NamedTuple
+
+from executorlib.standalone.interactive.listener import Hello, key_variable
+from executorlib.standalone.interactive.messages import HELLO
+from executorlib.standalone.interactive.wire import Connection, connect
+
+_CONNECT_SECONDS = 60.0
+
+
+class Arguments(NamedTuple):
+    """The command line of a worker program and the key from its environment."""
+
+    host: str
+    port: int
+    worker: int
+    key: bytes
+
+    @classmethod
+    def parse(cls, argv: list[str]) -> Arguments:
+        parser = argparse.ArgumentParser(description="A worker of an executorlib executor.")
+        parser.add_argument("--host", default="localhost", help="host of the executor")
+        parser.add_argument("--zmqport", type=int, required=True, help="port of the executor")
+        parser.add_argument("--worker", type=int, default=0, help="number of the worker")
+        known, _ = parser.parse_known_args(argv)
+        # The task and what it starts have no business with the key.
+        key = os.environ.pop(key_variable(known.zmqport), None)
+        if key is None:
+            parser.error(
+                f"the environment has no {key_variable(known.zmqport)}: this program is started by an executor"
+            )
+        return cls(known.host, known.zmqport, known.worker, bytes.fromhex(key))
+
+
+def introduce(arguments: Arguments, rank: int = 0, ranks: int = 1) -> Connection:
+    """Connect to the executor and say who this is."""
+    connection = connect(arguments.host, arguments.port, arguments.key, _CONNECT_SECONDS)
+    hello = Hello(
+        worker=arguments.worker,
+        rank=rank,
+        ranks=ranks,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        python=platform.python_version(),
+    )
+    connection.send(HELLO + pickle.dumps(tuple(hello)))
+    return connection
+
+
+def watch_lifeline() -> None:
+    """End this process when the program does that started it, where there is no fork server to see to it.
+
+    The program holds the other end of standard input, which closes with it.
+    """
+    if os.environ.pop("EXECUTORLIB_LIFELINE", None) is None:
+        return
+    lifeline = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    sys.stdin = open(os.devnull)  # noqa: SIM115  # stays open as long as the process
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            os.read(lifeline, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="executorlib-lifeline", daemon=True).start()

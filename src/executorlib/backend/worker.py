@@ -1,0 +1,40 @@
+"""A worker forked by the fork server, and how any worker begins and ends."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import sys
+import threading
+import types
+
+from executorlib.backend.calls import flush_output
+from executorlib.backend.runner import Claims, Runner
+from executorlib.standalone.interactive.wire import Connection
+
+
+def work(channel: int, claims: int) -> int:
+    """Serve the dispatcher until it says stop; returns the exit code of the process."""
+    make_main()
+    for fd in (channel, claims):
+        os.set_inheritable(fd, False)
+    connection = Connection(socket.socket(fileno=channel))
+    os.set_blocking(claims, False)
+    Runner(connection, Claims(claims)).serve()
+    finish()
+    return 0
+
+
+def make_main() -> None:
+    """Tasks are strangers to the program of the worker: they get a ``__main__`` of their own."""
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    sys.argv[:] = [""]
+
+
+def finish() -> None:
+    """What the interpreter does for a program that ends, as far as tasks may rely on it."""
+    # As multiprocessing does: joins the threads that are not daemons, and ends the pools of concurrent.futures.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    flush_output()

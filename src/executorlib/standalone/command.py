@@ -1,0 +1,42 @@
+"""Commands that start workers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+BACKEND = Path(__file__).parent.parent / "backend"
+
+
+def get_command_path(executable: str) -> str:
+    """Path of a worker program of this library, for example ``"interactive_serial.py"``."""
+    return str(BACKEND / executable)
+
+
+def mpiexec_path() -> str:
+    """The mpiexec that belongs to this Python environment, else the first on PATH.
+
+    An mpiexec of another MPI library starts every rank as a world of its own.
+
+    Raises:
+        FileNotFoundError: there is none
+    """
+    beside = os.path.join(os.path.dirname(sys.executable), "mpiexec")
+    found = beside if os.access(beside, os.X_OK) else shutil.which("mpiexec")
+    if found is None:
+        raise FileNotFoundError(
+            "More than one core per task needs MPI, but there is no mpiexec, neither beside "
+            f"{sys.executable} nor on PATH. Install an MPI library and mpi4py, for example with "
+            "'pip install mpi4py mpich'."
+        )
+    return found
+
+
+def mpiexec_command(cores: int, oversubscribe: bool = False) -> list[str]:
+    """Start of a command line that runs a program on several ranks of this machine."""
+    command = [mpiexec_path(), "-n", str(cores)]
+    if oversubscribe:
+        command.append("--oversubscribe")
+    return command

@@ -1,0 +1,40 @@
+"""Exceptions of this library, and what an error of a worker looks like in the program that submitted the task."""
+
+from __future__ import annotations
+
+
+class ExecutorlibSocketError(RuntimeError):
+    """The connection to a worker is lost, usually because the worker's process has ended."""
+
+
+class WorkerDiedError(ExecutorlibSocketError):
+    """The process that ran the task ended before it returned a result.
+
+    The message names the task, the worker, its process id and host, and the signal or the exit code.
+    """
+
+
+class WorkerStartError(ExecutorlibSocketError):
+    """A worker could not be started, or did not report in time.
+
+    The message holds the command that was run and the end of its standard error.
+    """
+
+
+class TaskExitError(ExecutorlibSocketError):
+    """The task called ``sys.exit`` or was interrupted; its worker goes on."""
+
+
+class RemoteError(RuntimeError):
+    """Stands in for an exception of a task that cannot be pickled: its type and message as text."""
+
+
+class RemoteTraceback(Exception):
+    """The traceback of an exception as it was formatted in the worker; found in ``__cause__``."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'

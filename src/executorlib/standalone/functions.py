@@ -1,0 +1,235 @@
+"""Functions on their way to a worker: pickled once, recognised when they come again.
+
+A function is what it is at the moment of the submission: its defaults, its closure and the global variables that it
+reads. Most functions cannot change without being another object: those of an importable module travel by name, and of
+those that travel by value most read only constants, modules and other functions. For these a look at what they read
+replaces the pickling. Everything else is pickled at every submission, and compared with what was sent before, so that
+the 50 MB of data behind a likelihood go to a worker once and not with every call.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import opcode
+import operator
+import sys
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from executorlib.standalone.serialize import Payload, dumps
+
+_KEPT = 64
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type(...)})
+# What a function must not do if a second call in the same worker is to find what the first one found.
+_WRITES = frozenset(opcode.opmap[name] for name in ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR"))
+_STORE_FREE = opcode.opmap["STORE_DEREF"]
+_MISSING = object()
+_numbers = itertools.count(1)
+
+
+class FunctionRef:
+    """A pickled function.
+
+    Attributes:
+        number: unique in this process; a worker knows the function by it
+        name: for messages
+        reusable: whether one unpickled copy serves many calls; if not, each call gets a fresh one
+        seconds: measured run time of a call, smoothed; None before the first result (the dispatcher's)
+    """
+
+    __slots__ = ("name", "number", "payload", "reusable", "seconds")
+
+    def __init__(self, payload: Payload, name: str, reusable: bool) -> None:
+        self.number = next(_numbers)
+        self.payload = payload
+        self.name = name
+        self.reusable = reusable
+        self.seconds: float | None = None
+
+
+class FunctionTable:
+    """The functions that an executor has seen lately. Used by the threads that submit."""
+
+    def __init__(self) -> None:
+        self._by_identity: OrderedDict[int, tuple[Any, FunctionRef, _Reads]] = OrderedDict()
+        self._by_pickle: OrderedDict[bytes, list[FunctionRef]] = OrderedDict()
+
+    def known(self, fn: Callable[..., Any]) -> FunctionRef | None:
+        """The pickled form of a function that was seen before and is the same now."""
+        entry = self._by_identity.get(id(fn))
+        return entry[1] if entry is not None and entry[0] is fn and entry[2].unchanged() else None
+
+    def add(self, fn: Callable[..., Any]) -> FunctionRef:
+        """The pickled form of a function.
+
+        Raises:
+            Exception: whatever its pickling raises
+        """
+        reads = _Reads.of(fn)
+        payload = dumps(fn)
+        ref = self._same(payload, reads is not None) or self._new(payload, fn, reads is not None)
+        if reads is not None:
+            self._by_identity[id(fn)] = (fn, ref, reads)
+            _trim(self._by_identity)
+        return ref
+
+    def _same(self, payload: Payload, reusable: bool) -> FunctionRef | None:
+        for ref in self._by_pickle.get(payload.data, ()):
+            if ref.reusable is reusable and _same_buffers(ref.payload.buffers, payload.buffers):
+                return ref
+        return None
+
+    def _new(self, payload: Payload, fn: Any, reusable: bool) -> FunctionRef:
+        # The buffers are copied: the caller may change the arrays before a second worker gets them.
+        snapshot = Payload(payload.data, [bytes(buffer) for buffer in payload.buffers])
+        ref = FunctionRef(snapshot, function_name(fn), reusable)
+        if payload.buffers:  # a later version of the same data replaces the earlier one
+            self._by_pickle[payload.data] = [ref]
+        else:
+            self._by_pickle.setdefault(payload.data, []).append(ref)
+        _trim(self._by_pickle)
+        return ref
+
+
+def function_name(fn: Any) -> str:
+    """A name for messages and files: that of the function behind a partial or a method, else of the class."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name = getattr(fn, "__name__", None)
+    return name if isinstance(name, str) else type(fn).__name__
+
+
+def takes_parameter(fn: Any, name: str) -> bool:
+    """Whether a function written in Python has a parameter of that name."""
+    code = _code(fn)
+    if code is None:
+        return False
+    return name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+
+
+def _same_buffers(first: Sequence[Any], second: Sequence[Any]) -> bool:
+    return len(first) == len(second) and all(map(same_bytes, first, second))
+
+
+def same_bytes(first: Any, second: Any) -> bool:
+    """Whether two contiguous buffers hold the same bytes."""
+    a, b = memoryview(first).cast("B"), memoryview(second).cast("B")
+    if len(a) != len(b):
+        return False
+    # Views are compared item by item: eight bytes an item is eight times as fast.
+    even = len(a) // 8 * 8
+    return a[:even].cast("Q") == b[:even].cast("Q") and a[even:] == b[even:]
+
+
+class _Reads:
+    """All that the pickle of a function depends on, where that is only constants, modules and such functions."""
+
+    __slots__ = ("_functions", "_names")
+
+    def __init__(
+        self,
+        functions: list[tuple[types.FunctionType, tuple[Any, ...]]],
+        names: list[tuple[dict[str, Any], str, Any]],
+    ) -> None:
+        self._functions = functions
+        self._names = names
+
+    def unchanged(self) -> bool:
+        for namespace, name, value in self._names:
+            if namespace.get(name, _MISSING) is not value:
+                return False
+        return all(
+            len(now := _definition(fn)) == len(before) and all(map(operator.is_, now, before))
+            for fn, before in self._functions
+        )
+
+    @classmethod
+    def of(cls, fn: Any) -> _Reads | None:
+        """What a function reads; None where it may change under our hands, or change something itself."""
+        reads = cls([], [])
+        return reads if reads._add(fn, set()) else None
+
+    def _add(self, obj: Any, seen: set[int]) -> bool:
+        if type(obj) in _ATOMS or id(obj) in seen:
+            return True
+        seen.add(id(obj))
+        if type(obj) is tuple:
+            return all(self._add(item, seen) for item in obj)
+        if isinstance(obj, types.ModuleType):
+            return sys.modules.get(obj.__name__) is obj
+        if isinstance(obj, types.BuiltinFunctionType):
+            return isinstance(obj.__self__, (types.ModuleType, type(None)))
+        if _travels_by_name(obj):
+            return True
+        return isinstance(obj, types.FunctionType) and self._add_function(obj, seen)
+
+    def _add_function(self, fn: types.FunctionType, seen: set[int]) -> bool:
+        if fn.__dict__ or fn.__globals__.get("__name__") is None:
+            return False
+        codes = list(_all_code(fn.__code__))
+        operations = set().union(*(code.co_code[::2] for code in codes))
+        if operations & _WRITES or (fn.__closure__ and _STORE_FREE in operations):
+            return False
+        self._functions.append((fn, _definition(fn)))
+        parts = [fn.__defaults__ or (), tuple((fn.__kwdefaults__ or {}).values())]
+        for cell in fn.__closure__ or ():
+            try:
+                parts.append(cell.cell_contents)
+            except ValueError:  # not filled yet
+                return False
+        for name in {name for code in codes for name in code.co_names}:
+            value = fn.__globals__.get(name, _MISSING)
+            self._names.append((fn.__globals__, name, value))
+            if value is not _MISSING:
+                parts.append(value)
+        return all(self._add(part, seen) for part in parts)
+
+
+def _definition(fn: types.FunctionType) -> tuple[Any, ...]:
+    """The parts that a program can replace: compared by identity, and kept alive so that identity means something."""
+    keywords = fn.__kwdefaults__ or {}
+    cells = [cell.cell_contents for cell in fn.__closure__ or ()]
+    attributes = fn.__dict__ or None
+    return (fn.__code__, fn.__defaults__, attributes, *keywords, *keywords.values(), *cells)
+
+
+def _travels_by_name(obj: Any) -> bool:
+    """Whether a class or a function of a module is pickled as a reference that any worker can follow."""
+    if not isinstance(obj, (type, types.FunctionType)):
+        return False
+    module = getattr(obj, "__module__", None)
+    if module is None or module in ("__main__", "__mp_main__") or module not in sys.modules:
+        return False
+    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
+    if cloudpickle is not None and cloudpickle.list_registry_pickle_by_value():
+        return False
+    found: Any = sys.modules[module]
+    for part in obj.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is obj
+
+
+def _all_code(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _all_code(constant)
+
+
+def _code(fn: Any) -> types.CodeType | None:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    while hasattr(fn, "__wrapped__"):  # functools.wraps: the parameters are those of the wrapped function
+        fn = fn.__wrapped__
+    if not hasattr(fn, "__code__") and not hasattr(fn, "__func__"):
+        fn = getattr(type(fn), "__call__", fn)
+    code = getattr(fn, "__code__", None)
+    return code if isinstance(code, types.CodeType) else None
+
+
+def _trim(cache: OrderedDict[Any, Any]) -> None:
+    while len(cache) > _KEPT:
+        cache.popitem(last=False)

@@ -1,0 +1,53 @@
+"""Requests of a program to its fork server, and reports back.
+
+Each is a pickled tuple behind its length, with the file descriptors that belong to it:
+
+    (path,)                                                        first of all: the program's sys.path
+    ("fork", worker)                                               channel, claims, stdout, stderr
+    ("exec", worker, argv, environment, cwd)                       stdout, stderr
+    ("kill", worker, signal)
+    -> ("started", worker, pid) | ("failed", worker, reason) | ("exited", worker, wait status)
+"""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import struct
+from typing import Any
+
+LENGTH = struct.Struct("<I")
+_MAX_FDS = 4
+
+
+def send_request(sock: socket.socket, request: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
+    """Send a request, or a report, with descriptors."""
+    data = pickle.dumps(request)
+    if fds:
+        socket.send_fds(sock, [LENGTH.pack(len(data))], fds)
+        sock.sendall(data)
+    else:
+        sock.sendall(LENGTH.pack(len(data)) + data)
+
+
+def receive_request(sock: socket.socket) -> tuple[tuple[Any, ...], list[int]]:
+    """Wait for a request and its descriptors.
+
+    Raises:
+        EOFError: the other side is gone
+    """
+    head, fds, _, _ = socket.recv_fds(sock, LENGTH.size, _MAX_FDS)
+    while len(head) < LENGTH.size:
+        head += _receive(sock, LENGTH.size - len(head))
+    (missing,) = LENGTH.unpack(head)
+    data = b""
+    while len(data) < missing:
+        data += _receive(sock, missing - len(data))
+    return pickle.loads(data), fds
+
+
+def _receive(sock: socket.socket, size: int) -> bytes:
+    data = sock.recv(size)
+    if not data:
+        raise EOFError("the other side is gone")
+    return data

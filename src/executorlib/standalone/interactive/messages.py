@@ -1,0 +1,44 @@
+"""What the dispatcher and its workers say to each other."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+# Message kinds, the first byte of a body. To the worker: SETUP, FUNCTION, FORGET, RUN, STOP; to the dispatcher: the rest.
+SETUP = b"S"
+FUNCTION = b"F"
+FORGET = b"G"
+RUN = b"R"
+STOP = b"X"
+HELLO = b"H"
+READY = b"Y"
+RESULT = b"D"
+RANK_ERROR = b"E"
+
+# Status of a result.
+DONE, FAILED, EXITED, INIT_FAILED, RANKS_DONE = range(5)
+RESULT_HEAD = struct.Struct("<cBQdd")
+
+
+class Setup(NamedTuple):
+    """What a worker is told before its first task."""
+
+    worker_id: int
+    path: list[str]
+    environment: dict[str, str] | None = None
+    cwd: str | None = None
+    init_function: bytes | None = None
+    error_log_file: str | None = None
+    gpus: tuple[str, ...] = ()
+
+
+class Item(NamedTuple):
+    """A task of a RUN message; its buffers and those of its inputs follow the message in this order."""
+
+    number: int
+    function: int
+    data: bytes
+    buffers: int = 0
+    inputs: bytes | None = None
+    input_buffers: int = 0

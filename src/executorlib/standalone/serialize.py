@@ -1,0 +1,216 @@
+"""Pickling: what leaves this process, and what comes back.
+
+Most arguments and results are numbers, strings and arrays, for which the C pickler of the standard library is ten times
+as fast as cloudpickle. It is tried first. Its one trap is an object of ``__main__``: it would be pickled by reference,
+and a worker has another ``__main__``. Such a pickle names the module, so it is recognised by that and made again by
+value.
+
+Buffers of 64 kB and more (NumPy arrays and whatever else speaks pickle protocol 5) are left out of the pickle and
+travel as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import pickle
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+from executorlib.standalone.errors import RemoteError, RemoteTraceback
+
+OUT_OF_BAND_BYTES = 65536
+"""Smaller buffers are copied into the pickle: that is faster, and a snapshot of what the caller gave."""
+
+_PROTOCOL = 5
+_MAIN = b"__main__"
+
+
+class Payload(NamedTuple):
+    """A pickle and the buffers that were left out of it."""
+
+    data: bytes
+    buffers: Sequence[Any] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.data) + sum(memoryview(buffer).nbytes for buffer in self.buffers)
+
+
+def dumps(obj: Any) -> Payload:
+    """Pickle an object so that another process can load it, whatever module it comes from.
+
+    Raises:
+        Exception: whatever the object's own pickling raises; ``pickle.PicklingError`` or ``TypeError`` as a rule.
+    """
+    if not _by_value_modules():
+        buffers: list[Any] = []
+        try:
+            data = pickle.dumps(obj, _PROTOCOL, buffer_callback=_collector(buffers))
+        except Exception:  # what the C pickler cannot do, cloudpickle may
+            pass
+        else:
+            if _MAIN not in data:
+                return Payload(data, buffers)
+    import cloudpickle
+
+    buffers = []
+    return Payload(cloudpickle.dumps(obj, protocol=_PROTOCOL, buffer_callback=_collector(buffers)), buffers)
+
+
+def loads(payload: Payload) -> Any:
+    """The object of a payload; arrays lie in the payload's buffers and are writable where those are."""
+    return pickle.loads(payload.data, buffers=payload.buffers)
+
+
+def dumps_with_inputs(obj: Any) -> tuple[Payload, list[Future[Any]]]:
+    """Pickle an object in which futures stand for values that are not known yet.
+
+    Each future becomes a reference by number, wherever it stands in the object.
+
+    Returns:
+        the payload for `loads_with_inputs`, and the futures in the order of their numbers
+    """
+    inputs: list[Future[Any]] = []
+    numbers: dict[int, int] = {}
+
+    def number(candidate: Any) -> int | None:
+        if not isinstance(candidate, Future):
+            return None
+        if id(candidate) not in numbers:
+            numbers[id(candidate)] = len(inputs)
+            inputs.append(candidate)
+        return numbers[id(candidate)]
+
+    if not _by_value_modules():
+        buffers: list[Any] = []
+        try:
+            data = _dump_numbered(_InputPickler, obj, buffers, number)
+        except Exception:  # as in `dumps`
+            pass
+        else:
+            if _MAIN not in data:
+                return Payload(data, buffers), inputs
+    inputs.clear()
+    numbers.clear()
+    buffers = []
+    return Payload(_dump_numbered(_input_cloudpickler(), obj, buffers, number), buffers), inputs
+
+
+def loads_with_inputs(payload: Payload, values: Sequence[Any]) -> Any:
+    """The object that `dumps_with_inputs` pickled, with the values in the places of the futures."""
+
+    unpickler = _InputUnpickler(io.BytesIO(payload.data), buffers=payload.buffers)
+    unpickler.values = values
+    return unpickler.load()
+
+
+def dump_error(error: BaseException) -> bytes:
+    """Pickle an exception and its traceback as text, or a `RemoteError` where the exception itself cannot travel."""
+    import traceback
+
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("_HIDE_FROM_TRACEBACK"):
+        trace = trace.tb_next
+    text = "".join(traceback.format_exception(type(error), error, trace or error.__traceback__))
+    try:
+        data = dumps(error).data
+        # An exception whose constructor wants more than its message pickles well and fails to load.
+        if type(pickle.loads(data)) is not type(error):
+            raise TypeError("the exception changes its type in a pickle")
+    except BaseException:  # a hostile __reduce__ may raise anything
+        try:
+            message = str(error)
+        except Exception:
+            message = "<no message>"
+        data = pickle.dumps(RemoteError(f"{type(error).__qualname__}: {message}"), _PROTOCOL)
+    return pickle.dumps((data, text), _PROTOCOL)
+
+
+def load_error(data: bytes) -> BaseException:
+    """The exception of `dump_error`, with the remote traceback as its ``__cause__``."""
+    pickled, text = pickle.loads(data)
+    try:
+        error = pickle.loads(pickled)
+    except Exception as reason:
+        error = RemoteError(f"an exception that cannot be unpickled here: {reason!r}")
+    known = error if isinstance(error, BaseException) else RemoteError(repr(error))
+    known.__cause__ = RemoteTraceback(text)
+    return known
+
+
+def cloudpickle_register(ind: int = 2) -> None:
+    """Pickle the objects of a caller's module by value, so that workers need not be able to import it.
+
+    Args:
+        ind: how many frames up the stack the module is found: 1 is the function that calls this one, 2 its caller
+    """
+    import inspect
+
+    import cloudpickle
+
+    try:
+        frame = inspect.stack()[ind]
+    except IndexError:  # called from the top of a script
+        return
+    module = inspect.getmodule(frame.frame)
+    if module is not None and module.__name__ != "__main__":
+        cloudpickle.register_pickle_by_value(module)
+
+
+def _collector(buffers: list[Any]) -> Callable[[pickle.PickleBuffer], bool]:
+    def collect(buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < OUT_OF_BAND_BYTES:
+            return True  # in band
+        buffers.append(view)
+        return False
+
+    return collect
+
+
+def _by_value_modules() -> Iterable[str]:
+    module = sys.modules.get("cloudpickle.cloudpickle")
+    return module.list_registry_pickle_by_value() if module is not None else ()
+
+
+def _dump_numbered(
+    pickler_class: Any,
+    obj: Any,
+    buffers: list[Any],
+    number: Callable[[Any], int | None],
+) -> bytes:
+    stream = io.BytesIO()
+    pickler = pickler_class(stream, protocol=_PROTOCOL, buffer_callback=_collector(buffers))
+    pickler.number = number
+    pickler.dump(obj)
+    return stream.getvalue()
+
+
+class _InputPickler(pickle.Pickler):
+    number: Callable[[Any], int | None]
+
+    def persistent_id(self, obj: Any) -> int | None:
+        return self.number(obj)
+
+
+class _InputUnpickler(pickle.Unpickler):
+    values: Sequence[Any]
+
+    def persistent_load(self, pid: int) -> Any:
+        return self.values[pid]
+
+
+@functools.cache
+def _input_cloudpickler() -> type[pickle.Pickler]:
+    import cloudpickle
+
+    class InputCloudPickler(cloudpickle.Pickler):  # type: ignore[misc]
+        number: Callable[[Any], int | None]
+
+        def persistent_id(self, obj: Any) -> int | None:
+            return self.number(obj)
+
+    return InputCloudPickler

@@ -1,0 +1,576 @@
+"""The thread that owns everything: tasks, slots, workers and their connections.
+
+    inbox ──► DependencyGraph ──► ReadyQueue ──► ResourcePool ──► Worker ══► its process
+      ▲                                                            │
+      └── submit, input done, cancel, resize, shutdown             └──► Future.set_result
+
+Other threads only append to its inbox and wake it, so that nothing here needs a lock. It sleeps in one place, over
+its connections, the launcher, its wake-up socket and the nearest deadline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import logging
+import pickle
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from typing import Any
+
+from executorlib.standalone.errors import TaskExitError, WorkerDiedError
+from executorlib.standalone.interactive.messages import (
+    DONE,
+    EXITED,
+    RANK_ERROR,
+    RANKS_DONE,
+    RESULT_HEAD,
+)
+from executorlib.standalone.interactive.wire import Message
+from executorlib.standalone.resources import Resources
+from executorlib.standalone.serialize import Payload, dumps, load_error, loads
+from executorlib.task_scheduler.interactive.pool import ReadyQueue, ResourcePool
+from executorlib.task_scheduler.interactive.task import DependencyGraph, Task, failed_input
+from executorlib.task_scheduler.interactive.worker import Worker
+from executorlib.task_scheduler.interactive.worker_pool import Gone, Heard, Site, WorkerPool
+
+_LOG = logging.getLogger("executorlib")
+# An idle worker takes over what waits behind a task that has made no progress for so long.
+_STALL_SECONDS = 0.002
+# When one rank has failed, the others get so long to come to an end themselves.
+_RANK_SECONDS = 3.0
+# How much of a smoothed run time is the last measurement.
+_SMOOTHING = 0.2
+_NOTHING = Payload(b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What an executor does with its workers.
+
+    Attributes:
+        keep: whether workers are kept for further tasks (block allocation); if not, each call gets a fresh process
+        resources: those of a kept worker
+        restart_limit: how often a task is tried again after the death of its worker
+    """
+
+    keep: bool
+    resources: Resources
+    restart_limit: int = 0
+
+
+class Dispatcher:
+    """The state of an executor and the thread that changes it.
+
+    Methods without an underscore may be called from any thread.
+    """
+
+    def __init__(self, policy: Policy, pool: ResourcePool, site: Site) -> None:
+        self._policy = policy
+        self._pool = pool
+        self._inbox: deque[Callable[[], None] | Task] = deque()
+        self._sleeping = False
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
+        self._workers = WorkerPool(site, self._wake_reader)
+        self._graph = DependencyGraph(self._post_input_done)
+        self._ready = ReadyQueue()
+        self._open: dict[int, Task] = {}
+        self._deadlines: list[tuple[float, int, Worker]] = []
+        self._steal_at: float | None = None
+        self._closing = False
+        self._fatal: BaseException | None = None
+        self.finished = False
+        self.thread = threading.Thread(target=self._run, name="executorlib", daemon=True)
+        self.thread.start()
+
+    # From any thread
+
+    def post(self, item: Callable[[], None] | Task) -> None:
+        """Hand over a task, or something to do in the dispatcher's thread."""
+        self._inbox.append(item)
+        if self._sleeping:
+            self._sleeping = False
+            self._wake()
+        if self.finished:  # it ended while this was on its way
+            self._refuse_inbox()
+
+    def ask(self, question: Callable[[], Any], default: Any = None) -> Any:
+        """Have something answered in the dispatcher's thread; the default after its end."""
+        if threading.current_thread() is self.thread:
+            return question()
+        answered = threading.Event()
+        answer = [default]
+
+        def reply() -> None:
+            try:
+                if not self.finished:
+                    answer[0] = question()
+            finally:
+                answered.set()
+
+        self.post(reply)
+        answered.wait()
+        return answer[0]
+
+    def take_back(self, task: Task) -> bool:
+        """Take back a task from a worker at which it has not begun; returns whether that was possible."""
+        return bool(self.ask(lambda: self._take_back(task), False))
+
+    def forget(self, task: Task | None) -> None:
+        """A task was cancelled by its user."""
+        if task is not None:
+            self.post(lambda: self._close_task(task))
+
+    def queued(self) -> int:
+        """Number of tasks that no worker has been sent."""
+        return len(self._open) - sum(len(w.queue) for w in list(self._workers.workers.values()))
+
+    def resize(self, slots: int, workers: int | None) -> None:
+        """Change the limits; workers beyond them end when they have done their tasks."""
+        self.post(lambda: self._resize(slots, workers))
+
+    def shutdown(self, *, cancel: bool = False, kill: bool = False) -> None:
+        """End when all tasks have ended, or cancel those that have not begun, or end running tasks too."""
+        self.post(lambda: self._shutdown(cancel, kill))
+
+    def cancel_waiting(self) -> None:
+        """Cancel the tasks whose inputs nobody here will provide."""
+        self.post(self._cancel_waiting)
+
+    def after_fork(self) -> None:
+        """In a child of the program: this executor is not the child's, nor are its workers."""
+        self.finished = True
+        self._wake_reader.close()
+        self._wake_writer.close()
+
+    # The loop
+
+    def _run(self) -> None:
+        try:
+            self._workers.warm_up()
+            while not (self._closing and not self._open and not self._workers.workers):
+                self._work_inbox()
+                self._assign()
+                if self._closing and not self._open:
+                    self._stop_workers()
+                    if not self._workers.workers:
+                        break
+                timeout = self._timeout()
+                self._sleeping = True
+                if self._inbox:  # something came before the bell could be heard
+                    timeout = 0.0
+                events = self._workers.poll(timeout)
+                self._sleeping = False
+                for event in events:
+                    if isinstance(event, Heard):
+                        for message in event.messages:
+                            self._heard(event.worker, message)
+                    elif isinstance(event, Gone):
+                        self._gone(event.worker)
+                    elif event.worker.queue:  # it has connected, and its task waits for it
+                        tasks = list(event.worker.queue)
+                        event.worker.queue.clear()
+                        self._send(event.worker, tasks)
+                self._expire()
+        except BaseException as error:
+            _LOG.exception("the dispatcher has failed")
+            self._fatal = error
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self.finished = True
+        with contextlib.suppress(Exception):
+            self._workers.close()
+        self._refuse_inbox()
+        for task in list(self._open.values()):
+            self._fail(task, RuntimeError(f"The executor has failed: {self._fatal!r}"))
+        self._wake_reader.close()
+        self._wake_writer.close()
+
+    def _refuse_inbox(self) -> None:
+        while True:
+            try:
+                item = self._inbox.popleft()
+            except IndexError:
+                return
+            if isinstance(item, Task):
+                reason = self._fatal or "cannot schedule new futures after shutdown"
+                self._fail(item, RuntimeError(str(reason)))
+            else:
+                item()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # full: it will wake anyhow; closed: it has ended
+            self._wake_writer.send(b"x")
+
+    def _work_inbox(self) -> None:
+        # Bounded: what callbacks add meanwhile must not keep results waiting.
+        for _ in range(len(self._inbox)):
+            item = self._inbox.popleft()
+            if not isinstance(item, Task):
+                item()
+                continue
+            self._open[item.number] = item
+            if self._graph.add(item):
+                self._ready.push(item)
+
+    def _timeout(self) -> float | None:
+        times = [self._workers.deadline(), self._steal_at]
+        if self._deadlines:
+            times.append(self._deadlines[0][0])
+        nearest = min((t for t in times if t is not None), default=None)
+        return None if nearest is None else max(0.0, nearest - time.monotonic())
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        self._workers.expire(now)
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, number, worker = heapq.heappop(self._deadlines)
+            if worker.queue and worker.queue[0].number == number and worker.verdict is None:
+                task = worker.queue[0]
+                worker.accused = number
+                worker.verdict = TimeoutError(
+                    f"{task.fn.name} was ended after its run_time_max of {task.resources.run_time_max:g} s"
+                )
+                self._workers.kill(worker, now)
+
+    # Tasks
+
+    def _post_input_done(self, task: Task) -> None:
+        self.post(lambda: self._input_done(task))
+
+    def _input_done(self, task: Task) -> None:
+        if not self._graph.input_done(task) or task.number not in self._open:
+            return
+        error = failed_input(task)
+        if error is None:
+            try:
+                task.values = dumps([future.result() for future in task.inputs or ()])
+            except BaseException as reason:
+                error = reason
+        task.inputs = None
+        if error is not None:
+            self._fail(task, error)
+        else:
+            self._ready.push(task)
+
+    def _fail(self, task: Task, error: BaseException) -> None:
+        self._close_task(task)
+        with _user_code():
+            if isinstance(error, CancelledError):
+                task.future.put_back()
+                task.future.cancel()
+                task.future.set_running_or_notify_cancel()
+            elif not task.future.done():
+                task.future.set_exception(error)
+
+    def _close_task(self, task: Task) -> None:
+        self._open.pop(task.number, None)
+        task.payload, task.inputs, task.values = _NOTHING, None, None
+
+    # Sending tasks to workers
+
+    def _assign(self) -> None:
+        self._steal_at = None
+        if self._policy.keep:
+            self._assign_to_kept()
+        else:
+            self._assign_to_fresh()
+
+    def _assign_to_fresh(self) -> None:
+        while (task := self._next_ready()) is not None:
+            worker = self._start(task.resources)
+            if worker is None:
+                return
+            self._ready.pop()
+            if task.future.set_running_or_notify_cancel():
+                self._send(worker, [task])
+            else:
+                self._close_task(task)
+                self._workers.stop(worker, time.monotonic())
+
+    def _assign_to_kept(self) -> None:
+        pool = list(self._workers.workers.values())
+        idle = sum(not worker.queue for worker in pool)
+        while len(self._ready) > idle:
+            started = self._start(self._policy.resources)
+            if started is None:
+                break
+            pool.append(started)
+            idle += 1
+        able = [w for w in pool if w.connection is not None and not w.stopping and not w.closed]
+        if not able:
+            return
+        able.sort(key=lambda worker: len(worker.queue))
+        if not self._ready:
+            self._rebalance(able)
+        share = -(-len(self._ready) // len(able))
+        for worker in able:
+            if not self._ready:
+                break
+            batch: list[Task] = []
+            while len(batch) < share and (task := self._next_ready()) is not None:
+                if not worker.has_room(task.fn.seconds, len(batch)):
+                    break
+                self._ready.pop()
+                if task.future.set_running_or_notify_cancel():
+                    task.estimate = task.fn.seconds or 0.0
+                    worker.backlog += task.estimate
+                    batch.append(task)
+            if batch:
+                self._send(worker, batch)
+
+    def _next_ready(self) -> Task | None:
+        while (task := self._ready.first()) is not None:
+            if not task.future.cancelled():
+                return task
+            self._ready.pop()
+            self._close_task(task)
+            task.future.set_running_or_notify_cancel()
+        return None
+
+    def _start(self, resources: Resources) -> Worker | None:
+        allotment = self._pool.take(resources)
+        if allotment is None:
+            return None
+        places = {worker.place for worker in self._workers.workers.values()}
+        place = next(i for i in range(len(places) + 1) if i not in places)
+        try:
+            return self._workers.start(place, resources, allotment, time.monotonic())
+        except Exception as error:
+            self._pool.give_back(allotment)
+            self._cannot_start(error)
+            return None
+
+    def _cannot_start(self, error: BaseException) -> None:
+        """No worker can be started: fail the task that needed it, or all if none is left to do them."""
+        if not self._policy.keep:
+            if self._next_ready() is not None:
+                self._fail(self._ready.pop(), error)
+        elif not any(w.connection is not None for w in self._workers.workers.values()):
+            for task in self._ready.clear():
+                self._fail(task, error)
+
+    def _send(self, worker: Worker, tasks: list[Task]) -> None:
+        for task in tasks:
+            task.worker = worker
+        if worker.connection is None:  # it is sent them when it has connected
+            worker.queue.extend(tasks)
+            return
+        idle = not worker.queue
+        now = time.monotonic()
+        self._workers.send_tasks(worker, tasks, now)
+        if idle:
+            self._begun(worker, now)
+
+    def _begun(self, worker: Worker, now: float) -> None:
+        """The first task of a worker's queue begins."""
+        worker.progress = now
+        task = worker.queue[0]
+        if task.resources.run_time_max is not None:
+            end = now + task.resources.run_time_max
+            heapq.heappush(self._deadlines, (end, task.number, worker))
+
+    # Moving tasks that have not begun
+
+    def _rebalance(self, able: list[Worker]) -> None:
+        """There is an idle worker and nothing to do: take what waits behind a task that makes no progress."""
+        if able[0].queue:
+            return
+        now = time.monotonic()
+        for worker in reversed(able):
+            if len(worker.queue) < 2 or worker.claims is None:
+                break
+            stall = worker.progress + _STALL_SECONDS
+            if stall <= now:
+                self._put_back(worker)
+            elif self._steal_at is None or stall < self._steal_at:
+                self._steal_at = stall
+
+    def _put_back(self, worker: Worker) -> None:
+        for task in reversed(worker.take_back()):
+            task.worker = None
+            task.future.put_back()
+            self._ready.push_front(task)
+
+    def _take_back(self, task: Task) -> bool:
+        if task.worker is not None:
+            self._put_back(task.worker)
+        return task.worker is None
+
+    # Hearing from workers
+
+    def _heard(self, worker: Worker, message: Message) -> None:
+        if message.body[:1] == RANK_ERROR:
+            self._rank_failed(worker, message.body[1:])
+            return
+        _, status, number, start, seconds = RESULT_HEAD.unpack_from(message.body)
+        task = worker.queue.popleft()
+        assert task.number == number
+        worker.backlog -= task.estimate
+        if worker.accused == number and not worker.doomed:  # the other ranks have come to an end
+            worker.verdict = worker.accused = worker.deadline = None
+        before = task.fn.seconds
+        task.fn.seconds = seconds if before is None else before + _SMOOTHING * (seconds - before)
+        task.worker = None
+        self._close_task(task)
+        self._deliver(task, status, Payload(message.body[RESULT_HEAD.size :], message.buffers))
+        if worker.queue:
+            self._begun(worker, time.monotonic())
+            return
+        worker.backlog = 0.0
+        if worker.stopping or not self._policy.keep:
+            self._workers.stop(worker, time.monotonic())
+
+    def _deliver(self, task: Task, status: int, payload: Payload) -> None:
+        future = task.future
+        try:
+            if status == DONE:
+                result = loads(payload)
+            elif status == RANKS_DONE:
+                result = _load_ranks(payload)
+            else:
+                error = load_error(payload.data)
+                if status == EXITED:
+                    cause, error = error, TaskExitError(f"{task.fn.name} raised {error!r}")
+                    error.__cause__ = cause.__cause__
+                with _user_code():
+                    future.set_exception(error)
+                return
+        except BaseException as reason:
+            unreadable = RuntimeError(f"the result of {task.fn.name} cannot be unpickled: {reason!r}")
+            unreadable.__cause__ = reason
+            with _user_code():
+                future.set_exception(unreadable)
+            return
+        with _user_code():
+            future.set_result(result)
+
+    def _rank_failed(self, worker: Worker, data: bytes) -> None:
+        """One rank has failed. If the others wait for it, they wait for ever: give them a moment."""
+        if worker.verdict is None and worker.queue:
+            number, error = pickle.loads(data)
+            if worker.queue[0].number == number:
+                worker.accused = number
+                worker.verdict = load_error(error)
+                worker.deadline = time.monotonic() + _RANK_SECONDS
+
+    def _gone(self, worker: Worker) -> None:
+        """A worker's process has ended: settle its tasks, and free its place."""
+        self._pool.give_back(worker.allotment)
+        self._put_back(worker)
+        queue, worker.queue = list(worker.queue), type(worker.queue)()
+        if worker.stopping and not queue:
+            return
+        if worker.verdict is not None:
+            error = worker.verdict
+        elif worker.connection is None:
+            error = self._workers.start_error(worker, f"ended before it had started: {worker.cause}")
+        else:
+            error = None
+        if not queue:
+            _LOG.warning("%r ended while idle: %s", worker, worker.cause)
+            if worker.connection is None and error is not None:
+                self._cannot_start(error)
+            return
+        # Only the first was running: a worker whose tasks cannot be taken back has the others still in its queue.
+        # And a task whose time was up may have ended just before its worker: then nobody is to blame.
+        blamed = queue[:1] if worker.accused in (None, queue[0].number) else []
+        for task in reversed(queue[len(blamed) :]):
+            task.worker = None
+            task.future.put_back()
+            self._ready.push_front(task)
+        for task in blamed:
+            self._blame(task, worker, error)
+
+    def _blame(self, task: Task, worker: Worker, error: BaseException | None) -> None:
+        task.worker = None
+        if error is None:
+            task.attempts += 1
+            said = worker.stderr_tail.decode(errors="replace").strip()
+            error = WorkerDiedError(
+                f"{worker!r} died while it ran {task.fn.name}: {worker.cause}"
+                + (f"; its standard error ends with:\n{said}" if said else "")
+            )
+            _LOG.warning("%s", error)
+            if task.attempts <= self._policy.restart_limit:
+                task.future.put_back()
+                self._ready.push_front(task)
+                return
+        self._fail(task, error)
+
+    # Limits and the end
+
+    def _resize(self, slots: int, workers: int | None) -> None:
+        self._pool.slots, self._pool.workers = slots, workers
+        if not self._policy.keep:
+            return
+        active = [w for w in self._workers.workers.values() if not w.stopping]
+        active.sort(key=lambda worker: (bool(worker.queue), worker.place))
+        surplus = max(0, len(active) - self._most_workers())
+        for worker in active[:surplus]:
+            self._put_back(worker)
+            self._workers.stop(worker, time.monotonic())
+
+    def _most_workers(self) -> int:
+        most = max(1, self._pool.slots // self._policy.resources.slots)
+        return most if self._pool.workers is None else min(most, self._pool.workers)
+
+    def _shutdown(self, cancel: bool, kill: bool) -> None:
+        self._closing = True
+        if not (cancel or kill):
+            return
+        for worker in list(self._workers.workers.values()):
+            self._put_back(worker)
+        self._ready.clear()
+        for task in list(self._open.values()):
+            if task.worker is None:
+                self._fail(task, CancelledError())
+        if kill:
+            for worker in list(self._workers.workers.values()):
+                worker.verdict = worker.verdict or WorkerDiedError(f"{worker!r} was ended by the program")
+                self._workers.kill(worker, time.monotonic())
+
+    def _cancel_waiting(self) -> None:
+        ours = {id(task.future) for task in self._open.values()}
+        for task in list(self._open.values()):
+            inputs = task.inputs or ()
+            if any(not future.done() and not _leads_to(future, ours) for future in inputs):
+                self._fail(task, CancelledError())
+
+    def _stop_workers(self) -> None:
+        for worker in list(self._workers.workers.values()):
+            if not worker.stopping:
+                self._workers.stop(worker, time.monotonic())
+
+
+def _leads_to(future: Any, ours: set[int]) -> bool:
+    while (parent := getattr(future, "_future", None)) is not None:  # an item of another future
+        future = parent
+    return id(future) in ours
+
+
+def _load_ranks(payload: Payload) -> list[Any]:
+    """The results of all ranks, each a pickle of its own."""
+    results, at = [], 0
+    for data, count in pickle.loads(payload.data):
+        results.append(pickle.loads(data, buffers=payload.buffers[at : at + count]))
+        at += count
+    return results
+
+
+@contextlib.contextmanager
+def _user_code() -> Any:
+    """Callbacks of a future belong to the user: whatever they raise must not end the dispatcher."""
+    try:
+        yield
+    except BaseException:
+        _LOG.exception("a callback of a future has failed")

@@ -1,0 +1,106 @@
+"""Slots: how many tasks may run at a time, and on which GPUs. No input, no output."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from executorlib.standalone.resources import Resources
+from executorlib.task_scheduler.interactive.task import Task
+
+
+class Allotment(NamedTuple):
+    slots: int
+    gpus: tuple[str, ...] = ()
+
+
+class ResourcePool:
+    """The cores and GPUs that an executor may use at a time.
+
+    Args:
+        slots: cores
+        workers: worker processes; None for no limit of their number
+        gpus: names of the GPUs
+    """
+
+    def __init__(self, slots: int, workers: int | None = None, gpus: tuple[str, ...] = ()) -> None:
+        self.slots = slots
+        self.workers = workers
+        self.used_slots = 0
+        self.used_workers = 0
+        self._gpus = deque(gpus)
+
+    def take(self, resources: Resources) -> Allotment | None:
+        """Take what a task needs; None if that is not free.
+
+        A task that is larger than the pool is let in when it is alone: whether there may be such a task was decided
+        when it was submitted.
+        """
+        if self.workers is not None and self.used_workers >= self.workers:
+            return None
+        if self.used_workers and self.used_slots + resources.slots > self.slots:
+            return None
+        if resources.gpus > len(self._gpus):
+            return None
+        self.used_slots += resources.slots
+        self.used_workers += 1
+        gpus = tuple(self._gpus.popleft() for _ in range(resources.gpus))
+        return Allotment(resources.slots, gpus)
+
+    def give_back(self, allotment: Allotment) -> None:
+        self.used_slots -= allotment.slots
+        self.used_workers -= 1
+        self._gpus.extend(allotment.gpus)
+
+
+class ReadyQueue:
+    """Tasks that could start now: higher priority first, then in the order of their submission."""
+
+    def __init__(self) -> None:
+        self._queues: dict[int, deque[Task]] = {}
+        self._priorities: list[int] = []
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def push(self, task: Task) -> None:
+        self._queue(task.resources.priority).append(task)
+        self._size += 1
+
+    def push_front(self, task: Task) -> None:
+        """For a task that was taken back: it keeps its turn."""
+        self._queue(task.resources.priority).appendleft(task)
+        self._size += 1
+
+    def first(self) -> Task | None:
+        for priority in self._priorities:
+            if self._queues[priority]:
+                return self._queues[priority][0]
+        return None
+
+    def pop(self) -> Task:
+        """The first task.
+
+        Raises:
+            IndexError: there is none
+        """
+        for priority in self._priorities:
+            if self._queues[priority]:
+                self._size -= 1
+                return self._queues[priority].popleft()
+        raise IndexError("no task is ready")
+
+    def clear(self) -> list[Task]:
+        tasks = [task for priority in self._priorities for task in self._queues[priority]]
+        self._queues.clear()
+        self._priorities.clear()
+        self._size = 0
+        return tasks
+
+    def _queue(self, priority: int) -> deque[Task]:
+        queue = self._queues.get(priority)
+        if queue is None:
+            queue = self._queues[priority] = deque()
+            self._priorities = sorted(self._queues, reverse=True)
+        return queue

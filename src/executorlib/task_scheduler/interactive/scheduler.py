@@ -1,0 +1,304 @@
+"""The scheduler of live workers: the part that runs in the threads of its users."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import pickle
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+from executorlib.standalone.functions import (
+    FunctionRef,
+    FunctionTable,
+    function_name,
+    takes_parameter,
+)
+from executorlib.standalone.hardware import gpus
+from executorlib.standalone.resources import Resources
+from executorlib.standalone.serialize import Payload, dumps, dumps_with_inputs
+from executorlib.task_scheduler.base import TaskSchedulerBase
+from executorlib.task_scheduler.interactive.dispatcher import Dispatcher, Policy
+from executorlib.task_scheduler.interactive.pool import ResourcePool
+from executorlib.task_scheduler.interactive.task import Task, TaskFuture
+from executorlib.task_scheduler.interactive.worker import WINDOW_SECONDS
+from executorlib.task_scheduler.interactive.worker_pool import Site
+from executorlib.task_scheduler.mapping import Cell, Cells, calls_of, map_calls
+
+_LOG = logging.getLogger("executorlib")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much may run at a time.
+
+    Attributes:
+        max_workers: workers, as the user gave it
+        max_cores: cores, as the user gave it
+        available: cores there are, where the user gave neither
+    """
+
+    max_workers: int | None
+    max_cores: int | None
+    available: int
+
+    def __post_init__(self) -> None:
+        for name in ("max_workers", "max_cores"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be greater than 0, not {value}")
+
+    @property
+    def explicit(self) -> int | None:
+        """The number of cores beyond which a task is refused."""
+        return self.max_cores if self.max_cores is not None else self.max_workers
+
+    def slots(self) -> int:
+        return self.explicit if self.explicit is not None else self.available
+
+    def kept_workers(self, resources: Resources) -> int:
+        """The number of workers of a block allocation."""
+        if self.max_workers is not None:
+            return self.max_workers
+        return max(1, self.slots() // resources.slots)
+
+
+class InteractiveScheduler(TaskSchedulerBase):
+    """Runs calls in worker processes that are connected to this program.
+
+    Args:
+        resources: what a task needs unless the call says otherwise
+        limits: how much may run at a time
+        site: where and how workers are started
+        keep: whether workers are kept for further calls
+        restart_limit: how often a call is tried again after the death of its worker
+        resolve_inputs: whether futures among the arguments are waited for
+    """
+
+    def __init__(
+        self,
+        resources: Resources,
+        limits: Limits,
+        site: Site,
+        *,
+        keep: bool,
+        restart_limit: int = 0,
+        resolve_inputs: bool = True,
+        log_obj_size: bool = False,
+    ) -> None:
+        self._resources = resources
+        self._limits = limits
+        self._keep = keep
+        self._resolve_inputs = resolve_inputs
+        self._log_obj_size = log_obj_size
+        self._functions = FunctionTable()
+        self._closed = False
+        self._owner = os.getpid()
+        self._check(resources)
+        slots, workers = self._capacity()
+        pool = ResourcePool(slots, workers, gpus() if resources.gpus or not keep else ())
+        self._dispatcher = Dispatcher(Policy(keep, resources, restart_limit), pool, site)
+        # The dispatcher's thread does not hold the scheduler: without users it ends, when its tasks have.
+        self._finalizer = weakref.finalize(self, self._dispatcher.shutdown)
+        self._finalizer.atexit = False
+        _running.add(self)
+
+    def submit(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        resource_dict: Mapping[str, Any] | None = None,
+    ) -> Future[Any]:
+        resources = self._resources
+        if resource_dict:
+            resources = resources.updated(resource_dict)
+            self._check(resources)
+        self._check_open()
+        future = TaskFuture()
+        self._post(fn, self._functions.known(fn), args, kwargs, resources, future)
+        return future
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[Any]:
+        self._check_open()
+        if chunksize < 1:
+            raise ValueError("chunksize must be 1 or more")
+        calls, finite = calls_of(iterables)
+        cells = Cells()
+        ref = self._functions.known(fn) or self._add(fn, Cell(cells))
+        if chunksize > 1 and ref is not None and ref.seconds is None:
+            # So many calls are worth a message, says the user: the first estimate of their run time.
+            ref.seconds = WINDOW_SECONDS / chunksize
+
+        def submit(args: tuple[Any, ...]) -> Cell:
+            cell = Cell(cells)
+            self._post(fn, ref, args, {}, self._resources, cell)
+            return cell
+
+        return map_calls(submit, calls, finite, timeout, buffersize)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._end(wait, cancel=cancel_futures)
+
+    def finish(self) -> None:
+        """At the end of the program: do what can still be done, and cancel what waits for others."""
+        if self._owner == os.getpid():
+            self._dispatcher.cancel_waiting()
+        self._end(wait=True)
+
+    def kill(self) -> None:
+        """End running tasks too, and wait until their processes are gone."""
+        self._end(wait=True, kill=True)
+
+    def _end(self, wait: bool, *, cancel: bool = False, kill: bool = False) -> None:
+        self._closed = True
+        if self._owner != os.getpid():
+            return
+        self._dispatcher.shutdown(cancel=cancel, kill=kill)
+        if wait and threading.current_thread() is not self._dispatcher.thread:
+            self._dispatcher.thread.join()
+
+    @property
+    def max_workers(self) -> int:
+        if self._keep:
+            return self._limits.kept_workers(self._resources)
+        return self._limits.max_workers or max(1, self._limits.slots() // self._resources.slots)
+
+    @max_workers.setter
+    def max_workers(self, max_workers: int) -> None:
+        self._limits = replace(self._limits, max_workers=max_workers, max_cores=None)
+        self._dispatcher.resize(*self._capacity())
+
+    def __len__(self) -> int:
+        return self._dispatcher.queued()
+
+    def _capacity(self) -> tuple[int, int | None]:
+        """Cores and workers that may be used at a time."""
+        if self._keep:
+            workers = self._limits.kept_workers(self._resources)
+            return workers * self._resources.slots, workers
+        both = self._limits.max_workers is not None and self._limits.max_cores is not None
+        return self._limits.slots(), self._limits.max_workers if both else None
+
+    def _check(self, resources: Resources) -> None:
+        """Refuse at once what could never start.
+
+        Raises:
+            ValueError: more cores than the executor may ever use
+            TypeError: GPUs that this machine does not have
+        """
+        limit = self._limits.explicit if not self._keep else self._limits.max_cores
+        if limit is not None and resources.slots > limit:
+            raise ValueError(
+                f"The task needs {resources.slots} cores (cores={resources.cores} x threads_per_core="
+                f"{resources.threads_per_core or 1}), more than the {limit} that the executor may use: "
+                "raise max_cores or ask for less."
+            )
+        if resources.gpus > len(gpus()):
+            raise TypeError(
+                f"The task needs {resources.gpus} GPUs (cores={resources.cores} x gpus_per_core="
+                f"{resources.gpus_per_core}), but this machine offers {len(gpus())}."
+            )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if self._owner != os.getpid():
+            raise RuntimeError(
+                "This executor belongs to the process that made it, not to one forked from it: "
+                "make a new executor here."
+            )
+
+    def _post(
+        self,
+        fn: Callable[..., Any],
+        ref: FunctionRef | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        resources: Resources,
+        future: TaskFuture | Cell,
+    ) -> None:
+        ref = ref or self._add(fn, future)
+        if ref is None:
+            return
+        try:
+            payload, inputs = self._pickle(args, kwargs)
+        except (Exception, SystemExit) as error:
+            refuse(future, error, f"the arguments of {ref.name}")
+            return
+        task = Task(ref, payload, resources, future, inputs)
+        if self._log_obj_size:
+            _LOG.info("task %s: %d bytes of arguments", ref.name, payload.nbytes)
+        future.bind(self._dispatcher, task)
+        self._dispatcher.post(task)
+
+    def _add(self, fn: Callable[..., Any], future: TaskFuture | Cell) -> FunctionRef | None:
+        if takes_parameter(fn, "resource_dict"):
+            raise ValueError(
+                f"{function_name(fn)} has a parameter called resource_dict, a name that submit needs for "
+                "the resources of the call: rename the parameter."
+            )
+        try:
+            return self._functions.add(fn)
+        except (Exception, SystemExit) as error:
+            refuse(future, error, f"the function {function_name(fn)}")
+            return None
+
+    def _pickle(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Payload, list[Future[Any]] | None]:
+        if not self._resolve_inputs:
+            return dumps((args, kwargs)), None
+        if not any(isinstance(arg, Future) for arg in args):
+            try:
+                return dumps((args, kwargs)), None
+            except Exception:  # a future somewhere inside cannot be pickled: look for it
+                pass
+        payload, inputs = dumps_with_inputs((args, kwargs))
+        return payload, inputs or None
+
+
+def refuse(future: TaskFuture | Cell, error: BaseException, what: str) -> None:
+    """Fail a call that cannot be sent anywhere."""
+    if isinstance(error, SystemExit):
+        reason = error
+        error = pickle.PicklingError(f"pickling {what} called sys.exit({reason.code!r})")
+        error.__cause__ = reason
+    future.set_exception(error)
+
+
+_running: weakref.WeakSet[InteractiveScheduler] = weakref.WeakSet()
+
+
+def _end_all() -> None:
+    """At the end of the program its tasks are finished, as with the executors of the standard library.
+
+    Not after Ctrl-C: whoever pressed it wants the end now.
+    """
+    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
+    for scheduler in list(_running):
+        if interrupted:
+            scheduler.kill()
+        else:
+            scheduler.finish()
+
+
+def _after_fork() -> None:
+    for scheduler in list(_running):
+        scheduler._dispatcher.after_fork()
+
+
+atexit.register(_end_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

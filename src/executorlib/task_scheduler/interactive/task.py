@@ -1,0 +1,131 @@
+"""A call on its way to a worker, and its future."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from typing import Any
+
+from executorlib.standalone.functions import FunctionRef
+from executorlib.standalone.resources import Resources
+from executorlib.standalone.serialize import Payload
+
+numbers = itertools.count(1)
+
+
+class TaskFuture(Future[Any]):
+    """The future of a task.
+
+    A task may wait at a worker behind others without having begun. It counts as running then, but can still be
+    cancelled: the dispatcher takes it back first.
+    """
+
+    _dispatcher: Any = None
+    _task: Task | None = None
+
+    def bind(self, dispatcher: Any, task: Task) -> None:
+        """Name the task that this is the future of, and who owns it."""
+        self._dispatcher, self._task = dispatcher, task
+
+    def cancel(self) -> bool:
+        """Cancel the task unless it has begun; returns whether it is cancelled."""
+        if not super().cancel():
+            task, dispatcher = self._task, self._dispatcher
+            if task is None or not dispatcher.take_back(task) or not super().cancel():
+                return False
+        if self._dispatcher is not None:
+            self._dispatcher.forget(self._task)
+        return True
+
+    def put_back(self) -> None:
+        """The task goes back into the queue: it may be cancelled, or start again."""
+        with self._condition:
+            if self._state == "RUNNING":
+                self._state = "PENDING"
+
+
+class Task:
+    """A function, its pickled arguments and the resources it needs.
+
+    The dispatcher owns it from the moment it is submitted.
+
+    Attributes:
+        inputs: futures whose results the arguments refer to, until these are known
+        values: the pickled results of the inputs
+        open_inputs: how many inputs are not done
+        attempts: how often a worker has died of it, or with it
+        estimate: seconds that it was thought to take when it was sent
+    """
+
+    __slots__ = (
+        "attempts",
+        "estimate",
+        "fn",
+        "future",
+        "inputs",
+        "number",
+        "open_inputs",
+        "payload",
+        "resources",
+        "values",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        fn: FunctionRef,
+        payload: Payload,
+        resources: Resources,
+        future: Any,
+        inputs: list[Future[Any]] | None = None,
+    ) -> None:
+        self.number = next(numbers)
+        self.fn = fn
+        self.payload = payload
+        self.resources = resources
+        self.future = future
+        self.inputs = inputs
+        self.values: Payload | None = None
+        self.open_inputs = 0
+        self.attempts = 0
+        self.estimate = 0.0
+        self.worker: Any = None
+
+    def __repr__(self) -> str:
+        return f"<Task {self.number} {self.fn.name}>"
+
+
+class DependencyGraph:
+    """Counts for each task the inputs that are not done. The cost is one callback per edge.
+
+    Args:
+        done: called, in whichever thread an input ends, with the task that waits for it
+    """
+
+    def __init__(self, done: Callable[[Task], None]) -> None:
+        self._done = done
+
+    def add(self, task: Task) -> bool:
+        """Wait for the inputs of a task; returns whether there is nothing to wait for."""
+        inputs = task.inputs or ()
+        task.open_inputs = len(inputs)
+        for future in inputs:
+            future.add_done_callback(lambda _: self._done(task))
+        return not inputs
+
+    def input_done(self, task: Task) -> bool:
+        """Count an input; returns whether it was the last."""
+        task.open_inputs -= 1
+        return task.open_inputs == 0
+
+
+def failed_input(task: Task) -> BaseException | None:
+    """The exception of the first input that failed or was cancelled."""
+    for future in task.inputs or ():
+        if future.cancelled():
+            return CancelledError()
+        error = future.exception()
+        if error is not None:
+            return error
+    return None

@@ -1,0 +1,156 @@
+"""A worker process as the dispatcher sees it, and how much work to give it at a time."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from typing import Any
+
+from executorlib.standalone.functions import FunctionRef
+from executorlib.standalone.interactive.messages import FORGET, FUNCTION, RUN
+from executorlib.standalone.interactive.wire import Connection
+from executorlib.standalone.resources import Resources
+from executorlib.task_scheduler.interactive.pool import Allotment
+from executorlib.task_scheduler.interactive.task import Task
+
+# Work sent ahead to a worker, in seconds. Less than the time for which another thread of the program may hold the
+# interpreter (sys.getswitchinterval, 5 ms) would let workers run dry while the program submits.
+WINDOW_SECONDS = 0.01
+# A worker whose tasks cannot be taken back gets less: what waits behind a long task waits for its end.
+UNCLAIMED_WINDOW_SECONDS = 0.002
+# One task more is sent ahead where the way of a message is worth saving.
+PREFETCH_SECONDS = 0.05
+MAX_BATCH = 256
+
+_KNOWN_FUNCTIONS = 32
+_KNOWN_BYTES = 1 << 28
+_STDERR_BYTES = 4096
+
+
+class Worker:
+    """State of a worker, owned by the dispatcher.
+
+    Attributes:
+        number: unique in the executor's life; place: its ``executorlib_worker_id``
+        connection: None until it has connected
+        queue: the tasks it was sent, in order; the first is running
+        backlog: seconds that the queue is thought to take
+        progress: when it last began a task
+        stopping: it was told to stop, or is to be told when its queue is empty
+        verdict: why it is ended, an exception for the task that runs
+        accused: number of the task that the verdict is for; None for whichever runs
+        doomed: its launcher was asked to end it; the next time it is killed
+    """
+
+    def __init__(self, number: int, place: int, resources: Resources, allotment: Allotment) -> None:
+        self.number = number
+        self.place = place
+        self.resources = resources
+        self.allotment = allotment
+        self.command: list[str] | None = None
+        self.connection: Connection | None = None
+        self.claims: tuple[int, int] | None = None  # read end, write end
+        self.stderr: int | None = None
+        self.stderr_tail = b""
+        self.pid = 0
+        self.host = ""
+        self.queue: deque[Task] = deque()
+        self.backlog = 0.0
+        self.progress = 0.0
+        self.deadline: float | None = None
+        self.stopping = False
+        self.closed = False
+        self.cause: str | None = None
+        self.clean = False
+        self.accused: int | None = None
+        self.doomed = False
+        self.verdict: BaseException | None = None
+        self._functions: OrderedDict[int, int] = OrderedDict()  # number -> bytes
+        self._batch = 0
+
+    def __repr__(self) -> str:
+        where = f" on {self.host}" if self.host else ""
+        return f"worker {self.place} (pid {self.pid}{where})"
+
+    @property
+    def window(self) -> float:
+        return WINDOW_SECONDS if self.claims is not None else UNCLAIMED_WINDOW_SECONDS
+
+    def has_room(self, seconds: float | None, sent: int) -> bool:
+        """Whether one more task should be sent, which takes so long, beside those in the queue and in the batch."""
+        waiting = len(self.queue) + sent
+        if waiting == 0:
+            return True
+        if seconds is None or waiting >= MAX_BATCH:
+            return False
+        if self.backlog + seconds <= self.window:
+            return True
+        return waiting == 1 and self.claims is not None and seconds <= PREFETCH_SECONDS
+
+    def send(self, tasks: Sequence[Task], now: float) -> None:
+        """Send tasks, and first the functions that the worker does not know.
+
+        Raises:
+            OSError: the connection is broken; the tasks are in the queue
+        """
+        connection = self.connection
+        assert connection is not None
+        if not self.queue:
+            self.progress = now
+        self.queue.extend(tasks)
+        self._batch = (self._batch + 1) % 256
+        items = []
+        buffers: list[Any] = []
+        for task in tasks:
+            if task.fn.number not in self._functions:
+                self._send_function(connection, task.fn)
+            data, own = task.payload
+            values = task.values
+            buffers += own
+            if values is None:
+                items.append((task.number, task.fn.number, data, len(own)))
+            else:
+                buffers += values.buffers
+                size = len(values.buffers)
+                items.append((task.number, task.fn.number, data, len(own), values.data, size))  # type: ignore[arg-type]
+        if self.claims is not None:
+            os.write(self.claims[1], bytes([self._batch]) * len(tasks))
+        connection.send(RUN + pickle.dumps((self._batch, items), 5), buffers)
+
+    def take_back(self) -> list[Task]:
+        """Take back the tasks that have not begun, in order."""
+        if self.claims is None:
+            return []
+        try:
+            count = len(os.read(self.claims[0], 65536))
+        except BlockingIOError:
+            return []
+        tasks = [self.queue.pop() for _ in range(min(count, len(self.queue)))]
+        self.backlog = sum(task.estimate for task in self.queue)
+        return tasks[::-1]
+
+    def close(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+        for fd in (*(self.claims or ()), *(() if self.stderr is None else (self.stderr,))):
+            os.close(fd)
+        self.claims = self.stderr = None
+
+    def heard(self, data: bytes) -> None:
+        """Keep the end of what the worker writes to its standard error."""
+        self.stderr_tail = (self.stderr_tail + data)[-_STDERR_BYTES:]
+
+    def _send_function(self, connection: Connection, fn: FunctionRef) -> None:
+        size = fn.payload.nbytes
+        forgotten = []
+        while self._functions and (
+            len(self._functions) >= _KNOWN_FUNCTIONS or sum(self._functions.values()) + size > _KNOWN_BYTES
+        ):
+            forgotten.append(self._functions.popitem(last=False)[0])
+        if forgotten:
+            connection.send(FORGET + pickle.dumps(forgotten))
+        self._functions[fn.number] = size
+        message = (fn.number, fn.payload.data, fn.reusable)
+        connection.send(FUNCTION + pickle.dumps(message, 5), fn.payload.buffers)

@@ -1,0 +1,470 @@
+"""The worker processes of an executor: starting them, hearing from them, ending them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import pickle
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from executorlib.standalone.command import get_command_path
+from executorlib.standalone.errors import WorkerStartError
+from executorlib.standalone.hardware import thread_environment
+from executorlib.standalone.interactive.launcher import (
+    Event,
+    Exited,
+    ForkServer,
+    Launcher,
+    LauncherLost,
+    Started,
+    launcher,
+)
+from executorlib.standalone.interactive.listener import Guest, Hello, Listener
+from executorlib.standalone.interactive.messages import RANK_ERROR, SETUP, STOP, Setup
+from executorlib.standalone.interactive.wire import Connection, Message, ProtocolError
+from executorlib.standalone.resources import Resources
+from executorlib.standalone.serialize import Payload
+from executorlib.task_scheduler.interactive.pool import Allotment
+from executorlib.task_scheduler.interactive.worker import Worker
+
+_LOG = logging.getLogger("executorlib")
+# A worker that was told to stop, or whose connection is lost, gets so long before it is killed.
+_STOP_SECONDS = 5.0
+START_SECONDS = float(os.environ.get("EXECUTORLIB_START_SECONDS", "120"))
+"""A worker that has not reported after so long is given up."""
+
+_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+
+# Builds the command that starts a given program with the resources; None where the worker may be forked.
+CommandBuilder = Callable[[Resources, list[str]], "list[str] | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where and how workers are started.
+
+    Attributes:
+        command: builds the command line of a worker
+        localhost: whether all workers run on this machine
+        init_function: pickled function that each worker calls first
+    """
+
+    command: CommandBuilder
+    localhost: bool = True
+    init_function: Payload | None = None
+
+
+class Ready(NamedTuple):
+    """A worker has connected, some time after its start."""
+
+    worker: Worker
+
+
+class Heard(NamedTuple):
+    """A worker has sent something."""
+
+    worker: Worker
+    messages: list[Message]
+
+
+class Gone(NamedTuple):
+    """A worker's process has ended, and all that it sent before has been heard."""
+
+    worker: Worker
+
+
+PoolEvent = Ready | Heard | Gone
+
+
+class WorkerPool:
+    """All workers of an executor, and the one place where its dispatcher waits. Owned by the dispatcher's thread.
+
+    Args:
+        site: where and how workers are started
+        wake: a socket that other threads write to
+    """
+
+    def __init__(self, site: Site, wake: socket.socket) -> None:
+        self._site = site
+        self._selector = selectors.DefaultSelector()
+        self._wake = wake
+        self._selector.register(wake, selectors.EVENT_READ, self._woken)
+        self._launcher: Launcher | None = None
+        self._listener: Listener | None = None
+        self._numbers = itertools.count(1)
+        self._events: list[PoolEvent] = []
+        self.workers: dict[int, Worker] = {}
+
+    # Starting
+
+    def start(self, place: int, resources: Resources, allotment: Allotment, now: float) -> Worker:
+        """Start a worker; it can be sent tasks when its `connection` is there.
+
+        Raises:
+            OSError: it cannot be started here
+        """
+        worker = Worker(next(self._numbers), place, resources, allotment)
+        if resources.cwd is not None:
+            os.makedirs(resources.cwd, exist_ok=True)
+        argv = self._site.command(resources, self._program(resources))
+        started = self._launch()
+        if argv is None and isinstance(started, ForkServer):
+            self._fork(worker, started)
+        else:
+            self._execute(worker, started, argv or self._program(resources))
+            worker.deadline = now + START_SECONDS
+        self.workers[worker.number] = worker
+        _LOG.debug("started %r", worker)
+        return worker
+
+    def warm_up(self) -> None:
+        """Start what is needed before the first worker can be."""
+        self._launch()
+
+    def _launch(self) -> Launcher:
+        if self._launcher is None:
+            self._launcher = launcher()
+            self._selector.register(self._launcher.fileno(), selectors.EVENT_READ, self._launcher_readable)
+        return self._launcher
+
+    @staticmethod
+    def _program(resources: Resources) -> list[str]:
+        name = "interactive_parallel.py" if resources.cores > 1 else "interactive_serial.py"
+        return [sys.executable, get_command_path(name)]
+
+    def _fork(self, worker: Worker, server: ForkServer) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        try:
+            server.fork(worker.number, theirs.fileno(), read)
+        finally:
+            theirs.close()
+        worker.claims = (read, write)
+        worker.host = "localhost"
+        environment = dict(os.environ)
+        environment.update(thread_environment(worker.resources.threads_per_core, environment))
+        self._connect(worker, Connection(ours), environment)
+
+    def _execute(self, worker: Worker, started: Launcher, argv: list[str]) -> None:
+        if self._listener is None:
+            self._listener = Listener(self._site.localhost)
+            self._selector.register(self._listener, selectors.EVENT_READ, self._knock)
+        environment = {**os.environ, **self._listener.environment()}
+        environment.update(thread_environment(worker.resources.threads_per_core, environment))
+        worker.command = [*argv, *self._listener.arguments(), "--worker", str(worker.number)]
+        read, write = os.pipe()
+        worker.stderr = read
+        self._selector.register(read, selectors.EVENT_READ, lambda: self._read_stderr(worker))
+        try:
+            cwd = worker.resources.cwd
+            started.execute(worker.number, worker.command, environment, cwd, write)
+        finally:
+            os.close(write)
+
+    def _connect(self, worker: Worker, connection: Connection, environment: dict[str, str] | None) -> None:
+        worker.connection = connection
+        worker.deadline = None
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._readable(worker))
+        init = self._site.init_function
+        forked = worker.claims is not None
+        setup = Setup(
+            worker_id=worker.place,
+            path=list(sys.path),
+            environment=environment,
+            cwd=worker.resources.cwd or (os.getcwd() if forked else None),
+            init_function=init.data if init is not None else None,
+            error_log_file=worker.resources.error_log_file,
+            gpus=worker.allotment.gpus,
+        )
+        buffers = init.buffers if init is not None else ()
+        self._send(worker, SETUP + pickle.dumps(tuple(setup)), buffers)
+
+    # Waiting
+
+    def poll(self, timeout: float | None) -> list[PoolEvent]:
+        """Wait for whatever comes first, at most so many seconds, and return what has happened."""
+        for key, mask in self._selector.select(0 if self._events else timeout):
+            if mask & selectors.EVENT_WRITE:
+                self._writable(key)
+            if mask & selectors.EVENT_READ:
+                key.data()
+        events, self._events = self._events, []
+        return events
+
+    def deadline(self) -> float | None:
+        """When `expire` wants to be called next."""
+        times = [worker.deadline for worker in self.workers.values() if worker.deadline is not None]
+        guests = self._listener.deadline() if self._listener is not None else None
+        return min([*times, *([] if guests is None else [guests])], default=None)
+
+    def expire(self, now: float) -> None:
+        """Give up on those that do not start, do not stop or do not introduce themselves."""
+        for worker in list(self.workers.values()):
+            if worker.deadline is None or worker.deadline > now:
+                continue
+            worker.deadline = None
+            if worker.cause is not None:  # its standard error is held open by a child
+                self._end(worker)
+                continue
+            if worker.connection is None and worker.verdict is None:
+                worker.verdict = self.start_error(worker, f"did not report within {START_SECONDS:g} s")
+            self.kill(worker, now)
+        if self._listener is not None:
+            for guest in self._listener.overdue(now):
+                self._turn_away(guest, "it stayed silent")
+
+    # Ending
+
+    def stop(self, worker: Worker, now: float) -> None:
+        """Tell a worker to end when it has done what it was sent."""
+        worker.stopping = True
+        worker.deadline = now + _STOP_SECONDS if not worker.queue else None
+        if worker.connection is not None:
+            self._send(worker, STOP)
+        else:
+            self.kill(worker, now)
+
+    def kill(self, worker: Worker, now: float) -> None:
+        """End a worker's process and what it has started; a launcher gets a moment to end its ranks."""
+        if self._launcher is None:
+            return
+        if worker.command is None or worker.doomed:
+            self._launcher.kill(worker.number, _KILL)
+        else:
+            worker.doomed = True
+            worker.deadline = now + 1.0
+            self._launcher.kill(worker.number, signal.SIGTERM)
+
+    def send_tasks(self, worker: Worker, tasks: list[Any], now: float) -> None:
+        """Send tasks to a worker; if its connection breaks, its end will tell."""
+        with contextlib.suppress(OSError):
+            worker.send(tasks, now)
+        self._watch_writes(worker)
+
+    def close(self) -> None:
+        """End all processes and give back all descriptors."""
+        for worker in list(self.workers.values()):
+            self._remove(worker)
+        if self._listener is not None:
+            self._listener.close()
+        if self._launcher is not None:
+            self._launcher.close()
+        self._selector.close()
+
+    def start_error(self, worker: Worker, what: str) -> WorkerStartError:
+        """Why a worker could not be started, with its command and what it said."""
+        said = worker.stderr_tail.decode(errors="replace").strip() or "(nothing)"
+        command = " ".join(worker.command or ["the fork server"])
+        return WorkerStartError(f"A worker {what}.\n  command: {command}\n  its standard error: {said}")
+
+    # What the selector reports
+
+    def _woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wake.recv(4096)
+
+    def _writable(self, key: selectors.SelectorKey) -> None:
+        connection = key.fileobj
+        assert isinstance(connection, Connection)
+        try:
+            if not connection.flush():
+                return
+        except OSError:  # the reading side will notice
+            connection.discard()
+        self._selector.modify(connection, selectors.EVENT_READ, key.data)
+
+    def _send(self, worker: Worker, body: bytes, buffers: Any = ()) -> None:
+        assert worker.connection is not None
+        with contextlib.suppress(OSError):  # the reading side will notice
+            worker.connection.send(body, buffers)
+        self._watch_writes(worker)
+
+    def _watch_writes(self, worker: Worker) -> None:
+        connection = worker.connection
+        if connection is not None and connection.unsent and not worker.closed:
+            key = self._selector.get_key(connection)
+            if not key.events & selectors.EVENT_WRITE:
+                both = selectors.EVENT_READ | selectors.EVENT_WRITE
+                self._selector.modify(connection, both, key.data)
+
+    def _readable(self, worker: Worker) -> None:
+        """Hear a worker; at the end of what it sends, its process must end too."""
+        assert worker.connection is not None
+        try:
+            messages, closed = worker.connection.read()
+        except BlockingIOError:
+            return
+        except (OSError, pickle.UnpicklingError) as error:
+            _LOG.debug("%r: %s", worker, error)
+            messages, closed = [], True
+        if messages:
+            self._events.append(Heard(worker, messages))
+        if closed:
+            worker.closed = True
+            self._selector.unregister(worker.connection)
+            if worker.cause is None and worker.deadline is None:
+                worker.deadline = time.monotonic() + (_STOP_SECONDS if worker.stopping else 1.0)
+            self._end_if_silent(worker)
+
+    def _read_stderr(self, worker: Worker) -> None:
+        assert worker.stderr is not None
+        data = os.read(worker.stderr, 65536)
+        if data:
+            worker.heard(data)
+            with contextlib.suppress(OSError):
+                os.write(2, data)
+        else:
+            self._selector.unregister(worker.stderr)
+            os.close(worker.stderr)
+            worker.stderr = None
+            self._end_if_silent(worker)
+
+    def _launcher_readable(self) -> None:
+        assert self._launcher is not None
+        try:
+            events = self._launcher.events()
+        except LauncherLost as error:
+            self._launcher_lost(error)
+            return
+        for event in events:
+            self._launched(event)
+
+    def _launched(self, event: Event) -> None:
+        worker = self.workers.get(event.worker)
+        if worker is None:
+            return
+        if isinstance(event, Started):
+            worker.pid = event.pid
+            return
+        worker.clean = isinstance(event, Exited) and event.clean
+        worker.cause = event.cause if isinstance(event, Exited) else event.reason
+        if worker.stderr is not None:  # a child of the process may hold it open
+            worker.deadline = time.monotonic() + 0.5
+        self._drain(worker)
+        self._end_if_silent(worker)
+
+    def _drain(self, worker: Worker) -> None:
+        """Hear what a process sent before its end. A child of it may hold the connection open: do not wait."""
+        if worker.connection is None or worker.closed:
+            return
+        try:
+            while True:
+                messages, closed = worker.connection.read()
+                if messages:
+                    self._events.append(Heard(worker, messages))
+                if closed:
+                    break
+        except (OSError, pickle.UnpicklingError):  # nothing more
+            pass
+        worker.closed = True
+        self._selector.unregister(worker.connection)
+
+    def _end_if_silent(self, worker: Worker) -> None:
+        if worker.cause is None or worker.number not in self.workers:
+            return
+        if worker.stderr is None or worker.deadline is None:  # else its last words are still to come
+            self._end(worker)
+
+    def _end(self, worker: Worker) -> None:
+        self._remove(worker)
+        self._events.append(Gone(worker))
+
+    def _remove(self, worker: Worker) -> None:
+        self.workers.pop(worker.number, None)
+        if worker.connection is not None and not worker.closed:
+            self._selector.unregister(worker.connection)
+            worker.closed = True
+        if worker.stderr is not None:
+            self._selector.unregister(worker.stderr)
+        worker.close()
+
+    def _launcher_lost(self, error: LauncherLost) -> None:
+        """The fork server was killed: its children are on their own, so end them, and start another with the next."""
+        assert self._launcher is not None
+        self._selector.unregister(self._launcher.fileno())
+        self._launcher.close()
+        self._launcher = None
+        for worker in list(self.workers.values()):
+            if worker.pid and worker.cause is None:
+                with contextlib.suppress(OSError):
+                    os.killpg(worker.pid, _KILL)
+            worker.cause = worker.cause or f"lost with its fork server ({error})"
+            self._drain(worker)
+            self._end(worker)
+
+    # Workers that connect
+
+    def _knock(self) -> None:
+        assert self._listener is not None
+        guest = self._listener.accept()
+        if guest is not None:
+            self._selector.register(guest, selectors.EVENT_READ, lambda: self._introduce(guest))
+
+    def _introduce(self, guest: Guest) -> None:
+        assert self._listener is not None
+        try:
+            introduced = guest.read(self._listener.key)
+        except BlockingIOError:
+            return
+        except (OSError, ProtocolError) as error:
+            self._turn_away(guest, error)
+            return
+        if introduced is None:
+            return
+        hello, connection, messages = introduced
+        self._selector.unregister(guest)
+        del self._listener.guests[guest.fileno()]
+        worker = self.workers.get(hello.worker)
+        if worker is None or worker.stopping:
+            connection.close()
+        elif hello.rank > 0:
+            self._rank_failed(worker, connection, messages)
+        elif worker.connection is not None:
+            connection.close()
+        else:
+            self._welcome(worker, hello, connection)
+
+    def _welcome(self, worker: Worker, hello: Hello, connection: Connection) -> None:
+        worker.host = hello.host
+        if hello.ranks != worker.resources.cores:
+            connection.close()
+            worker.verdict = self.start_error(
+                worker,
+                f"was asked to run on {worker.resources.cores} MPI ranks but sees {hello.ranks}: the launcher "
+                "and the MPI library of mpi4py do not belong together. Use the mpiexec of the MPI library "
+                "that mpi4py was built for (python -m mpi4py --mpi-lib-version), or with srun and flux a "
+                "matching pmi_mode",
+            )
+            self.kill(worker, time.monotonic())
+            return
+        self._connect(worker, connection, None)
+        self._events.append(Ready(worker))
+
+    def _rank_failed(self, worker: Worker, connection: Connection, messages: list[Message]) -> None:
+        """A rank other than the first reports an error on a connection of its own."""
+        if not messages:
+            connection.sock.setblocking(True)
+            connection.sock.settimeout(1.0)
+            with contextlib.suppress(OSError, EOFError):
+                messages = [connection.receive()]
+        connection.close()
+        if messages and messages[0].body[:1] == RANK_ERROR:
+            self._events.append(Heard(worker, messages[:1]))
+
+    def _turn_away(self, guest: Guest, reason: object) -> None:
+        assert self._listener is not None
+        self._selector.unregister(guest)
+        del self._listener.guests[guest.fileno()]
+        guest.sock.close()
+        self._listener.dropped(reason)

@@ -72,7 +72,7 @@ class RankLink:
             raise EOFError("the executor is gone")
         if message is None:
             message = Message(b"", [bytearray(size) for size in sizes[1:]])
-        body = self._comm.bcast(message.body)
+        body: bytes = self._comm.bcast(message.body)
         for buffer in message.buffers:
             for start in range(0, len(buffer), 1 << 30):  # the counts of MPI are 32 bits
                 self._comm.Bcast(memoryview(buffer)[start : start + (1 << 30)])
@@ -94,9 +94,9 @@ class RankLink:
 
         status = MPI.Status()
         wait_for(lambda: bool(self._comm.Iprobe(source=0, status=status)))
-        data = bytearray(status.Get_count(MPI.BYTE))
-        self._comm.Recv(data, source=0)
-        return pickle.loads(data)
+        received = bytearray(status.Get_count(MPI.BYTE))
+        self._comm.Recv(received, source=0)
+        return pickle.loads(received)
 
 
 class RankRunner(Runner):
@@ -133,8 +133,8 @@ class RankRunner(Runner):
         # A rank that has ended early waits for the slowest without taking a core from it.
         barrier = self._comm.Ibarrier()
         wait_for(barrier.Test)
-        buffers = [bytes(buffer) for buffer in outcome.payload.buffers]
-        plain = (outcome.status, outcome.payload.data, buffers, outcome.start, outcome.seconds)
+        copies = [bytes(buffer) for buffer in outcome.payload.buffers]
+        plain = (outcome.status, outcome.payload.data, copies, outcome.start, outcome.seconds)
         gathered = self._comm.gather(plain)
         if gathered is None:
             return None

@@ -35,6 +35,6 @@ def make_main() -> None:
 def finish() -> None:
     """What the interpreter does for a program that ends, as far as tasks may rely on it."""
     # As multiprocessing does: joins the threads that are not daemons, and ends the pools of concurrent.futures.
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     flush_output()

@@ -6,15 +6,24 @@ from collections.abc import Callable
 from typing import Any
 
 from executorlib.executor.base import BaseExecutor
+from executorlib.executor.options import Options, interactive_scheduler
 from executorlib.standalone.command import mpiexec_command
 from executorlib.standalone.hardware import usable_cpus
 from executorlib.standalone.resources import Resources
-from executorlib.standalone.serialize import dumps
-from executorlib.task_scheduler.interactive.scheduler import InteractiveScheduler, Limits
-from executorlib.task_scheduler.interactive.worker_pool import Site
 
 
 class SingleNodeExecutor(BaseExecutor):
+    """Runs calls in processes of this machine.
+
+    The parameters are those of `executorlib.executor.options.Options`. Without a limit the executor uses the CPUs that
+    this process may use, by its affinity mask and its control group.
+
+    Raises:
+        ValueError: a limit is not positive, or there is an init_function without block allocation
+        TypeError: the resource_dict is wrong (``pydantic.ValidationError`` where pydantic is installed), or asks for
+            GPUs that this machine does not have
+    """
+
     def __init__(
         self,
         max_workers: int | None = None,
@@ -34,23 +43,29 @@ class SingleNodeExecutor(BaseExecutor):
         restart_limit: int = 0,
         openmpi_oversubscribe: bool = False,
     ) -> None:
-        resources = Resources().updated(resource_dict or {})
-        site = Site(single_node_command, init_function=dumps(init_function) if init_function else None)
-        super().__init__(
-            InteractiveScheduler(
-                resources,
-                Limits(max_workers, max_cores, usable_cpus()),
-                site,
-                keep=block_allocation,
-                restart_limit=restart_limit,
-                resolve_inputs=not disable_dependencies,
-                log_obj_size=log_obj_size,
-            )
+        options = Options(
+            max_workers=max_workers,
+            cache_directory=cache_directory,
+            max_cores=max_cores,
+            resource_dict=resource_dict,
+            hostname_localhost=hostname_localhost,
+            block_allocation=block_allocation,
+            init_function=init_function,
+            disable_dependencies=disable_dependencies,
+            refresh_rate=refresh_rate,
+            plot_dependency_graph=plot_dependency_graph,
+            plot_dependency_graph_filename=plot_dependency_graph_filename,
+            export_workflow_filename=export_workflow_filename,
+            log_obj_size=log_obj_size,
+            wait=wait,
+            restart_limit=restart_limit,
+            openmpi_oversubscribe=openmpi_oversubscribe,
         )
+        super().__init__(interactive_scheduler(options, single_node_command, usable_cpus(), localhost=True))
 
 
 def single_node_command(resources: Resources, program: list[str]) -> list[str] | None:
-    """How a worker is started on this machine: with mpiexec where it has several ranks."""
+    """How a worker is started on this machine: with mpiexec where it has several ranks, else forked."""
     if resources.cores == 1:
         return None
     return [*mpiexec_command(resources.cores, resources.openmpi_oversubscribe), *program]

@@ -29,7 +29,7 @@ class RemoteError(RuntimeError):
     """Stands in for an exception of a task that cannot be pickled: its type and message as text."""
 
 
-class RemoteTraceback(Exception):
+class RemoteTraceback(Exception):  # noqa: N818  # it is no error, but where one came from
     """The traceback of an exception as it was formatted in the worker; found in ``__cause__``."""
 
     def __init__(self, text: str) -> None:

@@ -224,8 +224,8 @@ def _code(fn: Any) -> types.CodeType | None:
         fn = fn.func
     while hasattr(fn, "__wrapped__"):  # functools.wraps: the parameters are those of the wrapped function
         fn = fn.__wrapped__
-    if not hasattr(fn, "__code__") and not hasattr(fn, "__func__"):
-        fn = getattr(type(fn), "__call__", fn)
+    if not hasattr(fn, "__code__"):  # an object with a __call__; a bound method has the code of its function
+        fn = vars(type(fn)).get("__call__", fn)
     code = getattr(fn, "__code__", None)
     return code if isinstance(code, types.CodeType) else None
 

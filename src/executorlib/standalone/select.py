@@ -42,7 +42,9 @@ class FutureSelector(Future[Any]):
         error = future.exception()
         if error is None:
             try:
-                item = future.result()[self._selector]
+                result = future.result()
+                # A graph that is drawn and not run has no results.
+                item = None if getattr(future, "is_recorded", False) else result[self._selector]
             except Exception as missing:
                 error = missing
         if error is None:

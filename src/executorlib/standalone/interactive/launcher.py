@@ -41,7 +41,7 @@ class Exited(NamedTuple):
 Event = Started | StartFailed | Exited
 
 
-class LauncherLost(Exception):
+class LauncherLostError(Exception):
     """The fork server has died, and with it the knowledge of its children."""
 
 
@@ -72,7 +72,7 @@ class Launcher(ABC):
         """What has happened since the last call.
 
         Raises:
-            LauncherLost: nothing more will be heard of any process
+            LauncherLostError: nothing more will be heard of any process
         """
 
     @abstractmethod
@@ -156,9 +156,9 @@ class ForkServer(Launcher):
         except BlockingIOError:
             return []
         except OSError as error:
-            raise LauncherLost(str(error)) from error
+            raise LauncherLostError(str(error)) from error
         if not data:
-            raise LauncherLost("the fork server has ended")
+            raise LauncherLostError("the fork server has ended")
         self._partial += data
         found = []
         while len(self._partial) >= LENGTH.size:

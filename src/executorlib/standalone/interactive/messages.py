@@ -5,14 +5,14 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-# Message kinds, the first byte of a body. To the worker: SETUP, FUNCTION, FORGET, RUN, STOP; to the dispatcher: the rest.
+# Message kinds, the first byte of a body. To the worker:
 SETUP = b"S"
 FUNCTION = b"F"
 FORGET = b"G"
 RUN = b"R"
 STOP = b"X"
+# To the dispatcher:
 HELLO = b"H"
-READY = b"Y"
 RESULT = b"D"
 RANK_ERROR = b"E"
 

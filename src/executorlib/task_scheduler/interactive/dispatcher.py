@@ -412,7 +412,7 @@ class Dispatcher:
         if message.body[:1] == RANK_ERROR:
             self._rank_failed(worker, message.body[1:])
             return
-        _, status, number, start, seconds = RESULT_HEAD.unpack_from(message.body)
+        _, status, number, _, seconds = RESULT_HEAD.unpack_from(message.body)
         task = worker.queue.popleft()
         assert task.number == number
         worker.backlog -= task.estimate

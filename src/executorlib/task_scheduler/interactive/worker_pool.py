@@ -24,7 +24,7 @@ from executorlib.standalone.interactive.launcher import (
     Exited,
     ForkServer,
     Launcher,
-    LauncherLost,
+    LauncherLostError,
     Started,
     launcher,
 )
@@ -277,6 +277,8 @@ class WorkerPool:
     def _writable(self, key: selectors.SelectorKey) -> None:
         connection = key.fileobj
         assert isinstance(connection, Connection)
+        if connection.fileno() < 0:  # closed in the same round
+            return
         try:
             if not connection.flush():
                 return
@@ -300,7 +302,8 @@ class WorkerPool:
 
     def _readable(self, worker: Worker) -> None:
         """Hear a worker; at the end of what it sends, its process must end too."""
-        assert worker.connection is not None
+        if worker.connection is None or worker.closed:  # its end was heard of in the same round
+            return
         try:
             messages, closed = worker.connection.read()
         except BlockingIOError:
@@ -318,7 +321,8 @@ class WorkerPool:
             self._end_if_silent(worker)
 
     def _read_stderr(self, worker: Worker) -> None:
-        assert worker.stderr is not None
+        if worker.stderr is None:  # its end was heard of in the same round
+            return
         data = os.read(worker.stderr, 65536)
         if data:
             worker.heard(data)
@@ -334,7 +338,7 @@ class WorkerPool:
         assert self._launcher is not None
         try:
             events = self._launcher.events()
-        except LauncherLost as error:
+        except LauncherLostError as error:
             self._launcher_lost(error)
             return
         for event in events:
@@ -389,7 +393,7 @@ class WorkerPool:
             self._selector.unregister(worker.stderr)
         worker.close()
 
-    def _launcher_lost(self, error: LauncherLost) -> None:
+    def _launcher_lost(self, error: LauncherLostError) -> None:
         """The fork server was killed: its children are on their own, so end them, and start another with the next."""
         assert self._launcher is not None
         self._selector.unregister(self._launcher.fileno())

@@ -1,0 +1,111 @@
+"""What all executors with live workers are given, and the scheduler that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from executorlib.standalone.resources import Resources
+from executorlib.standalone.serialize import dumps
+from executorlib.task_scheduler.base import TaskSchedulerBase
+from executorlib.task_scheduler.interactive.scheduler import InteractiveScheduler, Limits
+from executorlib.task_scheduler.interactive.worker_pool import CommandBuilder, Site
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The parameters that executors have in common. They mean the same in all of them.
+
+    Attributes:
+        max_workers: number of workers that run at a time. In block allocation it is the number of processes that are
+            kept; otherwise it counts like ``max_cores``, and as a number of tasks if that is given too.
+        cache_directory: directory in which results are kept and looked up
+        max_cores: number of cores that run at a time; a task takes cores x threads_per_core of them. Without
+            either limit these are the cores that the executor has.
+        resource_dict: resources of every call, see `executorlib.standalone.resources.ResourceDict`
+        hostname_localhost: whether workers find this program at "localhost" instead of the name of the host; by
+            default where all workers run on this machine
+        block_allocation: keep the workers and feed them call after call; if not, each call gets a fresh process
+        init_function: called by each worker first (block allocation only); the dictionary that it returns fills
+            parameters that calls leave open
+        disable_dependencies: take futures among the arguments for what they are; they are not waited for
+        refresh_rate: accepted for compatibility: nothing here waits by asking again and again
+        plot_dependency_graph: run nothing, and draw the calls and their dependencies at the end
+        plot_dependency_graph_filename: file for the drawing; its ending is the format
+        export_workflow_filename: run nothing, and write the calls as a Python Workflow Definition (JSON)
+        log_obj_size: log the size of what is sent, at level INFO of the logger "executorlib"
+        wait: for cluster executors, whether leaving the ``with`` block waits for the jobs
+        restart_limit: how often a call is tried again when its worker died
+        openmpi_oversubscribe: as in the resource_dict
+    """
+
+    max_workers: int | None = None
+    cache_directory: str | None = None
+    max_cores: int | None = None
+    resource_dict: dict[str, Any] | None = None
+    hostname_localhost: bool | None = None
+    block_allocation: bool = False
+    init_function: Callable[..., Any] | None = None
+    disable_dependencies: bool = False
+    refresh_rate: float = 0.01
+    plot_dependency_graph: bool = False
+    plot_dependency_graph_filename: str | None = None
+    export_workflow_filename: str | None = None
+    log_obj_size: bool = False
+    wait: bool = True
+    restart_limit: int = 0
+    openmpi_oversubscribe: bool = False
+
+    def __post_init__(self) -> None:
+        if self.init_function is not None and not self.block_allocation:
+            raise ValueError("An init_function needs workers that are kept: set block_allocation=True.")
+
+    def resources(self) -> Resources:
+        """The resources of every call.
+
+        Raises:
+            TypeError, pydantic.ValidationError: the resource_dict is wrong
+        """
+        base = Resources(openmpi_oversubscribe=self.openmpi_oversubscribe, cache_directory=self.cache_directory)
+        return base.updated(self.resource_dict or {})
+
+    @property
+    def records(self) -> bool:
+        """Whether calls are noted and not run."""
+        plots = self.plot_dependency_graph or self.plot_dependency_graph_filename is not None
+        return (plots or self.export_workflow_filename is not None) and not self.disable_dependencies
+
+
+def recording_scheduler(options: Options) -> TaskSchedulerBase:
+    """The scheduler that notes calls and does not run them."""
+    from executorlib.task_scheduler.recording import RecordingScheduler
+
+    options.resources()
+    return RecordingScheduler(options.export_workflow_filename, options.plot_dependency_graph_filename)
+
+
+def interactive_scheduler(
+    options: Options, command: CommandBuilder, available_cores: int, *, localhost: bool
+) -> TaskSchedulerBase:
+    """The scheduler of live workers for some options.
+
+    Args:
+        options: the options
+        command: builds the command line that starts a worker
+        available_cores: cores that the workers may use where the options set no limit
+        localhost: whether all workers run on this machine, unless the options say so
+    """
+    if options.records:
+        return recording_scheduler(options)
+    here = localhost if options.hostname_localhost is None else options.hostname_localhost
+    init = dumps(options.init_function) if options.init_function is not None else None
+    return InteractiveScheduler(
+        options.resources(),
+        Limits(options.max_workers, options.max_cores, available_cores),
+        Site(command, localhost=here, init_function=init),
+        keep=options.block_allocation,
+        restart_limit=options.restart_limit,
+        resolve_inputs=not options.disable_dependencies,
+        log_obj_size=options.log_obj_size,
+    )

@@ -78,8 +78,8 @@ format: $(VENV)/.full ## ruff: mend what it can
 	@$(PY) -m ruff check --fix
 	@$(PY) -m ruff format
 
-types: $(VENV)/.full ## mypy over source and tests
-	@$(PY) -m mypy --strict src tests
+types: $(VENV)/.full ## mypy over source, tests and examples
+	@$(PY) -m mypy --strict src tests examples
 
 bench: $(VENV)/.full ## measure, beside other libraries (BENCH_ARGS=...)
 	@$(PY) benchmarks/run.py $(BENCH_ARGS)

@@ -34,8 +34,11 @@ def supplied_for(fn: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 def left_open(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], supplied: dict[str, Any]) -> dict[str, Any]:
     """Those of the supplied values whose parameter the call has not filled."""
+    import functools
     import inspect
 
+    while isinstance(fn, functools.partial):  # whose signature tells nothing of the parameters it has filled
+        args, kwargs, fn = fn.args + args, {**fn.keywords, **kwargs}, fn.func
     given = inspect.signature(fn).bind_partial(*args, **kwargs).arguments
     return {name: value for name, value in supplied.items() if name not in given}
 

@@ -96,7 +96,7 @@ class ForkServer:
 
             for fd in fds[-2:]:
                 os.close(fd)
-            code = work(fds[0], fds[1])
+            code = work(fds[0], fds[1] if len(fds) == 4 else None)
         except BaseException as error:
             code = 127 if request[0] == "exec" else code
             with contextlib.suppress(OSError):
@@ -163,3 +163,4 @@ def main(fd: int) -> None:
     with contextlib.suppress(ImportError):
         import cloudpickle.cloudpickle  # noqa: F401
     server.run()
+    control.close()

@@ -19,13 +19,13 @@ if __name__ == "__main__":
 
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from executorlib.backend.remote import Arguments, introduce, watch_lifeline
 from executorlib.backend.runner import Outcome, Runner
 from executorlib.backend.worker import finish, make_main
-from executorlib.standalone.interactive.messages import DONE, RANK_ERROR, RANKS_DONE
+from executorlib.standalone.interactive.messages import DONE, RANK_ERROR, RANKS_DONE, Setup
 from executorlib.standalone.interactive.wire import Connection, Message
 from executorlib.standalone.serialize import Payload
 
@@ -66,17 +66,17 @@ class RankLink:
                 message = self._connection.receive()
             except (EOFError, ConnectionError):
                 message = None
-        sizes = None if message is None else [len(message.body), *(len(buffer) for buffer in message.buffers)]
+        sizes = None if message is None else [len(buffer) for buffer in message[1]]
         sizes = self._broadcast_small(sizes)
         if sizes is None:
             raise EOFError("the executor is gone")
         if message is None:
-            message = Message(b"", [bytearray(size) for size in sizes[1:]])
-        body: bytes = self._comm.bcast(message.body)
-        for buffer in message.buffers:
+            message = b"", [bytearray(size) for size in sizes]
+        body: bytes = self._comm.bcast(message[0])
+        for buffer in message[1]:
             for start in range(0, len(buffer), 1 << 30):  # the counts of MPI are 32 bits
                 self._comm.Bcast(memoryview(buffer)[start : start + (1 << 30)])
-        return Message(body, message.buffers)
+        return body, message[1]
 
     def send(self, body: bytes, buffers: Any = ()) -> None:
         """Send to the executor, from rank 0."""
@@ -106,6 +106,12 @@ class RankRunner(Runner):
         super().__init__(link)
         self._comm = comm
         self._arguments = arguments
+
+    def set_up(self, setup: Setup, buffers: Sequence[Any]) -> None:
+        """As any worker; the GPUs of the task are dealt out to the ranks."""
+        each = len(setup.gpus) // self._comm.size
+        first = each * self._comm.rank
+        super().set_up(setup._replace(gpus=setup.gpus[first : first + each]), buffers)
 
     def report(self, number: int, outcome: Outcome) -> None:
         """Bring the outcomes together; rank 0 sends the results, or the first error."""
@@ -160,6 +166,8 @@ def main(argv: list[str]) -> None:
     make_main()
     RankRunner(RankLink(comm, connection), comm, arguments).serve()
     finish()
+    if connection is not None:
+        connection.close()
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def main(argv: list[str]) -> None:
     make_main()
     Runner(connection).serve()
     finish()
+    connection.close()
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from executorlib.standalone.interactive.messages import (
     RUN,
     SETUP,
     STOP,
+    UNCLAIMED,
     Item,
     Setup,
 )
@@ -56,7 +57,7 @@ class Claims:
         self._held: int | None = None
 
     def take(self, batch: int) -> bool:
-        if self._fd is None:
+        if self._fd is None or batch == UNCLAIMED:
             return True
         if self._held is None:
             try:

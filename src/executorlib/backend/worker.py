@@ -14,15 +14,17 @@ from executorlib.backend.runner import Claims, Runner
 from executorlib.standalone.interactive.wire import Connection
 
 
-def work(channel: int, claims: int) -> int:
+def work(channel: int, claims: int | None) -> int:
     """Serve the dispatcher until it says stop; returns the exit code of the process."""
     make_main()
-    for fd in (channel, claims):
-        os.set_inheritable(fd, False)
+    os.set_inheritable(channel, False)
     connection = Connection(socket.socket(fileno=channel))
-    os.set_blocking(claims, False)
+    if claims is not None:
+        os.set_inheritable(claims, False)
+        os.set_blocking(claims, False)
     Runner(connection, Claims(claims)).serve()
     finish()
+    connection.close()
     return 0
 
 

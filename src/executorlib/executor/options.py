@@ -103,7 +103,7 @@ def interactive_scheduler(
     return InteractiveScheduler(
         options.resources(),
         Limits(options.max_workers, options.max_cores, available_cores),
-        Site(command, localhost=here, init_function=init),
+        Site(command, localhost=here, keep=options.block_allocation, init_function=init),
         keep=options.block_allocation,
         restart_limit=options.restart_limit,
         resolve_inputs=not options.disable_dependencies,

@@ -10,15 +10,11 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import socket
-import stat
-import time
-from collections.abc import Collection, Mapping, Sequence
-from functools import cache
-from hashlib import md5
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from executorlib.standalone import hdf5_image
+from executorlib.standalone import hdf5_image, temporary_file
 
 Chunks = Sequence[bytes | bytearray | memoryview]
 """The bytes of one dataset, in pieces: a pickled array is not copied once more to stand in one piece."""
@@ -26,13 +22,8 @@ Chunks = Sequence[bytes | bytearray | memoryview]
 _HEAD_BYTES = 16384
 _MOST_BYTES_PER_CALL = 1 << 30
 _SMALL_BYTES = 65536
-_TEMPORARY_PREFIX = ".executorlib-"
-_TEMPORARY_SUFFIX = ".tmp"
-_ABANDONED_AFTER_SECONDS = 86400.0
-# Absent on Windows, where there is no such distinction.
+# Windows turns line ends without it; nobody else has it.
 _READ_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0)
-_WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-_counter = itertools.count()
 
 
 class CacheFileError(OSError):
@@ -47,23 +38,41 @@ class CacheFileError(OSError):
         return cls(errno.EIO, f"not a readable cache file ({reason})", path)
 
 
-def read(path: str, names: Collection[str] | None = None) -> dict[str, bytes]:
-    """The datasets of a file, or those of the given names that it has.
+def read(path: str, names: Collection[str]) -> dict[str, bytes]:
+    """Those of the named datasets that the file has.
 
     Raises:
         FileNotFoundError: there is no such file.
         CacheFileError: the file cannot be opened, or is not a whole HDF5 file of byte strings.
     """
+    found = _datasets(path, lambda name, size: name in names)
+    return {name: content for name, content in found.items() if content is not None}
+
+
+def read_all(path: str, largest: int | None = None) -> dict[str, bytes | None]:
+    """All datasets of the file; None for those of more than `largest` bytes, which are not read.
+
+    Raises:
+        FileNotFoundError, CacheFileError: as `read` does.
+    """
+    return _datasets(path, lambda name, size: largest is None or size <= largest)
+
+
+_Wanted = Callable[[str, int], bool]
+"""Whether the content of a dataset is to be read, by its name and its number of bytes."""
+
+
+def _datasets(path: str, wanted: _Wanted) -> dict[str, bytes | None]:
     try:
-        return _read_once(path, names)
+        return _read_once(path, wanted)
     except OSError as error:
         # Another host has replaced the file since NFS last looked up its name; the second open finds the new one.
         if error.errno != errno.ESTALE:
             raise
-        return _read_once(path, names)
+        return _read_once(path, wanted)
 
 
-def _read_once(path: str, names: Collection[str] | None) -> dict[str, bytes]:
+def _read_once(path: str, wanted: _Wanted) -> dict[str, bytes | None]:
     try:
         descriptor = os.open(path, _READ_FLAGS)
     except FileNotFoundError:
@@ -71,7 +80,7 @@ def _read_once(path: str, names: Collection[str] | None) -> dict[str, bytes]:
     except OSError as error:
         raise _unreadable(path, error) from error
     try:
-        return _read_descriptor(path, descriptor, names)
+        return _read_descriptor(path, descriptor, wanted)
     except OSError as error:
         raise _unreadable(path, error) from error
     finally:
@@ -84,7 +93,7 @@ def _unreadable(path: str, error: OSError) -> OSError:
     return CacheFileError.because(path, error.strerror or error)
 
 
-def _read_descriptor(path: str, descriptor: int, names: Collection[str] | None) -> dict[str, bytes]:
+def _read_descriptor(path: str, descriptor: int, wanted: _Wanted) -> dict[str, bytes | None]:
     head = os.read(descriptor, _HEAD_BYTES)
     size = len(head) if len(head) < _HEAD_BYTES else os.fstat(descriptor).st_size
     try:
@@ -92,71 +101,89 @@ def _read_descriptor(path: str, descriptor: int, names: Collection[str] | None) 
     except hdf5_image.TruncatedImageError as error:
         raise CacheFileError.because(path, f"cut off: {error}") from error
     if spans is None:
-        return _read_with_h5py(path, head + _read_from(descriptor, len(head), size - len(head)), names)
+        if hdf5_image.SIGNATURE not in head:
+            raise CacheFileError.because(path, "no HDF5 file" if head else "empty")
+        return _read_with_h5py(path, descriptor, wanted)
     return {
-        name: head[span.offset : span.offset + span.size]
-        if span.offset + span.size <= len(head)
-        else _read_from(descriptor, span.offset, span.size)
-        for name, span in spans.items()
-        if names is None or name in names
+        name: _read_span(descriptor, head, span) if wanted(name, span.size) else None for name, span in spans.items()
     }
 
 
-def _read_from(descriptor: int, offset: int, size: int) -> bytes:
-    os.lseek(descriptor, offset, os.SEEK_SET)
+def _read_span(descriptor: int, head: bytes, span: hdf5_image.Span) -> bytes:
+    if span.offset + span.size <= len(head):
+        return head[span.offset : span.offset + span.size]
+    os.lseek(descriptor, span.offset, os.SEEK_SET)
     parts: list[bytes] = []
-    while size > 0:
-        part = os.read(descriptor, min(size, _MOST_BYTES_PER_CALL))
+    rest = span.size
+    while rest > 0:
+        part = os.read(descriptor, min(rest, _MOST_BYTES_PER_CALL))
         if not part:
             raise OSError(errno.EIO, "the file became shorter while it was read")
         parts.append(part)
-        size -= len(part)
+        rest -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _read_with_h5py(path: str, content: bytes, names: Collection[str] | None) -> dict[str, bytes]:
-    """What the HDF5 library finds in a file that it wrote itself.
-
-    It is given the bytes, not the path: it then takes no lock, which some network file systems refuse and which
-    would clash with other openings of the same file in this process.
-    """
-    if hdf5_image.SIGNATURE not in content:
-        raise CacheFileError.because(path, "no HDF5 file" if content else "empty")
+def _read_with_h5py(path: str, descriptor: int, wanted: _Wanted) -> dict[str, bytes | None]:
+    """What the HDF5 library finds in a file that it wrote itself."""
     try:
         import h5py
     except ImportError as error:
         raise CacheFileError.because(path, "h5py is needed: pip install 'executorlib[cache]'") from error
-    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    access.set_fapl_core(1 << 16, False)
-    access.set_file_image(content)
-    try:
-        file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, fapl=access)
-        try:
-            found = [name.decode() for name in h5py.h5g.open(file, b"/")]
-            return {name: _dataset(file, name) for name in found if names is None or name in names}
-        finally:
-            file.close()
     # h5py raises whatever the damaged spot in the file leads it to: OSError, RuntimeError, KeyError, ValueError, ...
+    try:
+        with _opened_with_h5py(path, descriptor) as file:
+            group = h5py.h5g.open(file.id, b"/")
+            return {name.decode(): _dataset(h5py.h5d.open(group, name), name.decode(), wanted) for name in group}
     except Exception as error:
         raise CacheFileError.because(path, error) from error
 
 
-def _dataset(file: Any, name: str) -> bytes:
+@contextmanager
+def _opened_with_h5py(path: str, descriptor: int) -> Iterator[Any]:
+    import h5py
+
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    try:
+        # Some network file systems refuse locks, others wait for them for ever.
+        access.set_file_locking(False, True)
+        file = h5py.File(h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, fapl=access))
+    except Exception:
+        # HDF5 cannot do without locks before 1.10.7, and never if this process has the file open with locks.
+        file = None
+    if file is not None:
+        with file:
+            yield file
+        return
+    # Through Python's own file object, which takes twice the time and no locks.
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    with os.fdopen(os.dup(descriptor), "rb") as stream, h5py.File(stream, "r") as file:
+        yield file
+
+
+def _dataset(dataset: Any, name: str, wanted: _Wanted) -> bytes | None:
     import h5py
     import numpy as np
 
-    dataset = h5py.h5d.open(file, name.encode())
-    content = np.empty(dataset.shape, dataset.dtype)
-    if content.dtype != np.uint8:
+    if dataset.dtype != np.uint8:
         raise ValueError(f"the dataset {name!r} does not hold bytes")
+    if not wanted(name, dataset.get_space().get_simple_extent_npoints()):
+        return None
+    content = np.empty(dataset.shape, np.uint8)
     dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, content)
     return content.tobytes()
 
 
-def write(path: str, datasets: Mapping[str, Chunks]) -> None:
+def write(path: str, datasets: Mapping[str, Chunks], *, flush: bool = True) -> None:
     """Put a file with these datasets in the place of whatever is there; its directory is made if it is missing.
 
     Readers see the old file or the new one. The file is readable by its owner only: results may be anything.
+
+    Args:
+        path: the file.
+        datasets: what it is to hold.
+        flush: wait until the disk has it. Without, a file that is lost or cut short by a power failure counts as
+            unreadable afterwards; the death of this process does no harm either way.
 
     Raises:
         OSError: the disk is full, the directory cannot be written to, ... Nothing is left behind.
@@ -164,11 +191,12 @@ def write(path: str, datasets: Mapping[str, Chunks]) -> None:
     names = sorted(datasets)
     header = hdf5_image.encode_header({name: sum(map(len, datasets[name])) for name in names})
     chunks: Chunks = [header, *itertools.chain.from_iterable(datasets[name] for name in names)]
-    descriptor, temporary = _open_temporary(os.path.dirname(path))
+    descriptor, temporary = temporary_file.create(os.path.dirname(path))
     try:
         try:
             _write_all(descriptor, chunks)
-            os.fsync(descriptor)
+            if flush:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
         os.replace(temporary, path)
@@ -189,76 +217,3 @@ def _write_all(descriptor: int, chunks: Chunks) -> None:
         rest = memoryview(chunk)
         while rest:
             rest = rest[os.write(descriptor, rest[:_MOST_BYTES_PER_CALL]) :]
-
-
-def _open_temporary(directory: str) -> tuple[int, str]:
-    name = f"{_TEMPORARY_PREFIX}{_process_space()}-{os.getpid()}-{next(_counter)}{_TEMPORARY_SUFFIX}"
-    path = os.path.join(directory, name)
-    try:
-        return os.open(path, _WRITE_FLAGS, 0o600), path
-    except FileNotFoundError:
-        os.makedirs(directory, exist_ok=True)
-    except FileExistsError:  # left by a dead process that had our process id
-        os.unlink(path)
-    return os.open(path, _WRITE_FLAGS, 0o600), path
-
-
-def remove_abandoned(directory: str) -> None:
-    """Remove the temporary files that writers in this directory left when they were killed.
-
-    Those of processes on this host that no longer live; those of other hosts after a day. Files that cannot be
-    removed, or that others remove at the same time, are passed over.
-    """
-    try:
-        with os.scandir(directory) as entries:
-            abandoned = [entry.path for entry in entries if _is_abandoned(entry)]
-    except OSError:
-        return
-    for path in abandoned:
-        try:
-            os.unlink(path)
-        except OSError:
-            pass
-
-
-def _is_abandoned(entry: os.DirEntry[str]) -> bool:
-    if not (entry.name.startswith(_TEMPORARY_PREFIX) and entry.name.endswith(_TEMPORARY_SUFFIX)):
-        return False
-    space, _, rest = entry.name[len(_TEMPORARY_PREFIX) :].partition("-")
-    pid = rest.partition("-")[0]
-    if space == _process_space() and pid.isdigit() and not _is_alive(int(pid)):
-        return True
-    try:
-        info = entry.stat(follow_symlinks=False)
-    except OSError:
-        return False
-    return stat.S_ISREG(info.st_mode) and time.time() - info.st_mtime > _ABANDONED_AFTER_SECONDS
-
-
-def _is_alive(pid: int) -> bool:
-    if os.name == "nt":  # there os.kill(pid, 0) ends the process
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-@cache
-def _process_space() -> str:
-    """Names the set of processes in which a process id means the same: this host, this boot, this container."""
-    parts = [socket.gethostname()]
-    for source in ("/proc/self/ns/pid", "/proc/sys/kernel/random/boot_id"):
-        try:
-            parts.append(os.readlink(source) if os.path.islink(source) else _first_line(source))
-        except OSError:  # not Linux
-            pass
-    return md5("\n".join(parts).encode(), usedforsecurity=False).hexdigest()[:12]
-
-
-def _first_line(path: str) -> str:
-    with open(path, encoding="ascii") as file:
-        return file.readline()

@@ -50,6 +50,10 @@ class FunctionRef:
         self.seconds: float | None = None
 
 
+NO_FUNCTION = FunctionRef(Payload(b""), "", False)
+"""Stands for a function that cannot be sent."""
+
+
 class FunctionTable:
     """The functions that an executor has seen lately. Used by the threads that submit."""
 
@@ -60,7 +64,9 @@ class FunctionTable:
     def known(self, fn: Callable[..., Any]) -> FunctionRef | None:
         """The pickled form of a function that was seen before and is the same now."""
         entry = self._by_identity.get(id(fn))
-        return entry[1] if entry is not None and entry[0] is fn and entry[2].unchanged() else None
+        if entry is None or entry[0] is not fn or not entry[2].unchanged():
+            return None
+        return entry[1]
 
     def add(self, fn: Callable[..., Any]) -> FunctionRef:
         """The pickled form of a function.
@@ -141,10 +147,12 @@ class _Reads:
         for namespace, name, value in self._names:
             if namespace.get(name, _MISSING) is not value:
                 return False
-        return all(
-            len(now := _definition(fn)) == len(before) and all(map(operator.is_, now, before))
-            for fn, before in self._functions
-        )
+        for fn, before in self._functions:
+            if fn.__code__ is not before[0] or fn.__defaults__ is not before[1] or fn.__dict__:
+                return False
+            if (fn.__closure__ or fn.__kwdefaults__ or len(before) > 2) and not _same(_definition(fn), before):
+                return False
+        return True
 
     @classmethod
     def of(cls, fn: Any) -> _Reads | None:
@@ -192,8 +200,11 @@ def _definition(fn: types.FunctionType) -> tuple[Any, ...]:
     """The parts that a program can replace: compared by identity, and kept alive so that identity means something."""
     keywords = fn.__kwdefaults__ or {}
     cells = [cell.cell_contents for cell in fn.__closure__ or ()]
-    attributes = fn.__dict__ or None
-    return (fn.__code__, fn.__defaults__, attributes, *keywords, *keywords.values(), *cells)
+    return (fn.__code__, fn.__defaults__, *keywords, *keywords.values(), *cells)
+
+
+def _same(now: tuple[Any, ...], before: tuple[Any, ...]) -> bool:
+    return len(now) == len(before) and all(map(operator.is_, now, before))
 
 
 def _travels_by_name(obj: Any) -> bool:

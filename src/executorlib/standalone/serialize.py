@@ -45,15 +45,18 @@ def dumps(obj: Any) -> Payload:
     Raises:
         Exception: whatever the object's own pickling raises; ``pickle.PicklingError`` or ``TypeError`` as a rule.
     """
+    buffers: list[Any] = []
     if not _by_value_modules():
-        buffers: list[Any] = []
         try:
-            data = pickle.dumps(obj, _PROTOCOL, buffer_callback=_collector(buffers))
+            data = pickle.dumps(obj, _PROTOCOL, buffer_callback=buffers.append)
+            if buffers:  # some may be small
+                buffers = []
+                data = pickle.dumps(obj, _PROTOCOL, buffer_callback=_collector(buffers))
         except Exception:  # what the C pickler cannot do, cloudpickle may
             pass
         else:
             if _MAIN not in data:
-                return Payload(data, buffers)
+                return Payload(data, buffers or ())
     import cloudpickle
 
     buffers = []

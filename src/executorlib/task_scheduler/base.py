@@ -42,7 +42,11 @@ class TaskSchedulerBase(ABC):
         from executorlib.task_scheduler.mapping import calls_of, map_calls
 
         calls, finite = calls_of(iterables)
-        return map_calls(lambda args: self.submit(fn, args, {}), calls, finite, timeout, buffersize)
+
+        def submit(some: Iterable[tuple[Any, ...]]) -> list[Future[Any]]:
+            return [self.submit(fn, args, {}) for args in some]
+
+        return map_calls(submit, calls, finite, timeout, buffersize)
 
     def batched(self, futures: list[Future[Any]], n: int) -> list[Future[Any]]:
         """Group futures by n; see `executorlib.standalone.select.batch_futures`."""

@@ -3,7 +3,7 @@
 Each is a pickled tuple behind its length, with the file descriptors that belong to it:
 
     (path,)                                                        first of all: the program's sys.path
-    ("fork", worker)                                               channel, claims, stdout, stderr
+    ("fork", worker)                                               channel, [claims,] stdout, stderr
     ("exec", worker, argv, environment, cwd)                       stdout, stderr
     ("kill", worker, signal)
     -> ("started", worker, pid) | ("failed", worker, reason) | ("exited", worker, wait status)

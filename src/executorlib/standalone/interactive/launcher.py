@@ -129,10 +129,11 @@ class ForkServer(Launcher):
     def fileno(self) -> int:
         return self._control.fileno()
 
-    def fork(self, worker: int, channel: int, claims: int) -> None:
-        """Fork a serial worker that is connected by a socket and a pipe of claims."""
+    def fork(self, worker: int, channel: int, claims: int | None) -> None:
+        """Fork a serial worker that is connected by a socket, and by a pipe of claims if it is to be kept."""
         with _output() as (stdout, stderr):
-            send_request(self._control, ("fork", worker), (channel, claims, stdout, stderr))
+            fds = (channel, stdout, stderr) if claims is None else (channel, claims, stdout, stderr)
+            send_request(self._control, ("fork", worker), fds)
 
     def execute(
         self,

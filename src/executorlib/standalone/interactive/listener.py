@@ -81,7 +81,7 @@ class Guest:
             if closed:
                 raise ProtocolError("it closed the connection")
             return None
-        body = messages[0].body
+        body = messages[0][0]
         if body[:1] != HELLO:
             raise ProtocolError("it did not say hello")
         return Hello(*pickle.loads(body[1:])), self._connection, messages[1:]

@@ -16,6 +16,9 @@ HELLO = b"H"
 RESULT = b"D"
 RANK_ERROR = b"E"
 
+# Number of a batch whose tasks nobody takes back; the others are 1 to 255.
+UNCLAIMED = 0
+
 # Status of a result.
 DONE, FAILED, EXITED, INIT_FAILED, RANKS_DONE = range(5)
 RESULT_HEAD = struct.Struct("<cBQdd")

@@ -20,7 +20,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 PREFIX = struct.Struct("<QI")
 NONCE_BYTES = 16
@@ -39,9 +39,8 @@ class ProtocolError(ConnectionError):
     """The peer sent what no worker of this executor would send; the connection is of no more use."""
 
 
-class Message(NamedTuple):
-    body: bytes
-    buffers: list[Any]
+Message = tuple[bytes, Sequence[Any]]
+"""A body and the buffers that belong to it."""
 
 
 class Signer:
@@ -122,7 +121,7 @@ class Decoder:
         return self._parse(self._pending + data if self._pending else data), False
 
     def _parse(self, data: bytes) -> list[Message]:
-        messages = []
+        messages: list[Message] = []
         start, end = 0, len(data)
         signed = self._signer is not None
         while end - start >= PREFIX.size:
@@ -130,7 +129,7 @@ class Decoder:
             if count == 0 and not signed:  # the common case, in a few steps
                 stop = start + PREFIX.size + size
                 if stop <= end:
-                    messages.append(Message(data[start + PREFIX.size : stop], []))
+                    messages.append((data[start + PREFIX.size : stop], ()))
                     start = stop
                     continue
             if not self._trusted and (size > _UNTRUSTED_BYTES or count):
@@ -155,7 +154,7 @@ class Decoder:
         if self._signer is not None:
             self._signer.verify(large.tag, [large.head, body, *buffers])
             self._trusted = True
-        return Message(body, buffers)
+        return body, buffers
 
 
 class _LargeMessage:

@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,7 @@ from executorlib.standalone.interactive.messages import (
 )
 from executorlib.standalone.interactive.wire import Message
 from executorlib.standalone.resources import Resources
-from executorlib.standalone.serialize import Payload, dumps, load_error, loads
+from executorlib.standalone.serialize import Payload, dumps, load_error
 from executorlib.task_scheduler.interactive.pool import ReadyQueue, ResourcePool
 from executorlib.task_scheduler.interactive.task import DependencyGraph, Task, failed_input
 from executorlib.task_scheduler.interactive.worker import Worker
@@ -46,7 +46,6 @@ _STALL_SECONDS = 0.002
 _RANK_SECONDS = 3.0
 # How much of a smoothed run time is the last measurement.
 _SMOOTHING = 0.2
-_NOTHING = Payload(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ class Dispatcher:
     def __init__(self, policy: Policy, pool: ResourcePool, site: Site) -> None:
         self._policy = policy
         self._pool = pool
-        self._inbox: deque[Callable[[], None] | Task] = deque()
+        self._inbox: deque[Callable[[], None] | Task | Sequence[Task]] = deque()
         self._sleeping = False
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
@@ -92,8 +91,8 @@ class Dispatcher:
 
     # From any thread
 
-    def post(self, item: Callable[[], None] | Task) -> None:
-        """Hand over a task, or something to do in the dispatcher's thread."""
+    def post(self, item: Callable[[], None] | Task | Sequence[Task]) -> None:
+        """Hand over a task or several, or something to do in the dispatcher's thread."""
         self._inbox.append(item)
         if self._sleeping:
             self._sleeping = False
@@ -130,7 +129,7 @@ class Dispatcher:
 
     def queued(self) -> int:
         """Number of tasks that no worker has been sent."""
-        return len(self._open) - sum(len(w.queue) for w in list(self._workers.workers.values()))
+        return int(self.ask(lambda: len(self._open) - sum(len(w.queue) for w in self._workers.workers.values()), 0))
 
     def resize(self, slots: int, workers: int | None) -> None:
         """Change the limits; workers beyond them end when they have done their tasks."""
@@ -170,8 +169,7 @@ class Dispatcher:
                 self._sleeping = False
                 for event in events:
                     if isinstance(event, Heard):
-                        for message in event.messages:
-                            self._heard(event.worker, message)
+                        self._heard(event.worker, event.messages)
                     elif isinstance(event, Gone):
                         self._gone(event.worker)
                     elif event.worker.queue:  # it has connected, and its task waits for it
@@ -201,11 +199,12 @@ class Dispatcher:
                 item = self._inbox.popleft()
             except IndexError:
                 return
-            if isinstance(item, Task):
-                reason = self._fatal or "cannot schedule new futures after shutdown"
-                self._fail(item, RuntimeError(str(reason)))
-            else:
+            if callable(item):
                 item()
+                continue
+            reason = self._fatal or "cannot schedule new futures after shutdown"
+            for task in [item] if isinstance(item, Task) else item:
+                self._fail(task, RuntimeError(str(reason)))
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # full: it will wake anyhow; closed: it has ended
@@ -215,12 +214,18 @@ class Dispatcher:
         # Bounded: what callbacks add meanwhile must not keep results waiting.
         for _ in range(len(self._inbox)):
             item = self._inbox.popleft()
-            if not isinstance(item, Task):
+            if isinstance(item, Task):
+                self._admit(item)
+            elif callable(item):
                 item()
-                continue
-            self._open[item.number] = item
-            if self._graph.add(item):
-                self._ready.push(item)
+            else:
+                for task in item:
+                    self._admit(task)
+
+    def _admit(self, task: Task) -> None:
+        self._open[task.number] = task
+        if not task.inputs or self._graph.add(task):
+            self._ready.push(task)
 
     def _timeout(self) -> float | None:
         times = [self._workers.deadline(), self._steal_at]
@@ -274,7 +279,7 @@ class Dispatcher:
 
     def _close_task(self, task: Task) -> None:
         self._open.pop(task.number, None)
-        task.payload, task.inputs, task.values = _NOTHING, None, None
+        task.payload = task.inputs = task.values = None
 
     # Sending tasks to workers
 
@@ -318,13 +323,17 @@ class Dispatcher:
                 break
             batch: list[Task] = []
             while len(batch) < share and (task := self._next_ready()) is not None:
-                if not worker.has_room(task.fn.seconds, len(batch)):
+                seconds = task.fn.seconds
+                room = worker.room(seconds, len(batch))
+                if room == 0:
                     break
-                self._ready.pop()
-                if task.future.set_running_or_notify_cancel():
-                    task.estimate = task.fn.seconds or 0.0
-                    worker.backlog += task.estimate
-                    batch.append(task)
+                for like in self._ready.pop_like(min(room, share - len(batch))):
+                    if like.future.set_running_or_notify_cancel():
+                        like.estimate = seconds or 0.0
+                        batch.append(like)
+                    else:
+                        self._close_task(like)
+                worker.backlog = sum(t.estimate for t in worker.queue) + sum(t.estimate for t in batch)
             if batch:
                 self._send(worker, batch)
 
@@ -408,22 +417,32 @@ class Dispatcher:
 
     # Hearing from workers
 
-    def _heard(self, worker: Worker, message: Message) -> None:
-        if message.body[:1] == RANK_ERROR:
-            self._rank_failed(worker, message.body[1:])
-            return
-        _, status, number, _, seconds = RESULT_HEAD.unpack_from(message.body)
-        task = worker.queue.popleft()
-        assert task.number == number
-        worker.backlog -= task.estimate
-        if worker.accused == number and not worker.doomed:  # the other ranks have come to an end
-            worker.verdict = worker.accused = worker.deadline = None
-        before = task.fn.seconds
-        task.fn.seconds = seconds if before is None else before + _SMOOTHING * (seconds - before)
-        task.worker = None
-        self._close_task(task)
-        self._deliver(task, status, Payload(message.body[RESULT_HEAD.size :], message.buffers))
-        if worker.queue:
+    def _heard(self, worker: Worker, messages: list[Message]) -> None:
+        """Take in what a worker has sent. Thousands of results a second come this way."""
+        queue, open_tasks = worker.queue, self._open
+        for body, buffers in messages:
+            if body[:1] == RANK_ERROR:
+                self._rank_failed(worker, body[1:])
+                continue
+            _, status, number, _, seconds = RESULT_HEAD.unpack_from(body)
+            task = queue.popleft()
+            assert task.number == number
+            worker.backlog -= task.estimate
+            if worker.accused == number and not worker.doomed:  # the other ranks have come to an end
+                worker.verdict = worker.accused = worker.deadline = None
+            fn = task.fn
+            before = fn.seconds
+            fn.seconds = seconds if before is None else before + _SMOOTHING * (seconds - before)
+            del open_tasks[number]
+            task.worker = task.payload = task.values = None
+            try:
+                if status == DONE:
+                    task.future.set_result(pickle.loads(body[RESULT_HEAD.size :], buffers=buffers))
+                else:
+                    self._deliver(task, status, Payload(body[RESULT_HEAD.size :], buffers))
+            except BaseException as error:
+                self._undeliverable(task, error)
+        if queue:
             self._begun(worker, time.monotonic())
             return
         worker.backlog = 0.0
@@ -431,28 +450,23 @@ class Dispatcher:
             self._workers.stop(worker, time.monotonic())
 
     def _deliver(self, task: Task, status: int, payload: Payload) -> None:
-        future = task.future
-        try:
-            if status == DONE:
-                result = loads(payload)
-            elif status == RANKS_DONE:
-                result = _load_ranks(payload)
-            else:
-                error = load_error(payload.data)
-                if status == EXITED:
-                    cause, error = error, TaskExitError(f"{task.fn.name} raised {error!r}")
-                    error.__cause__ = cause.__cause__
-                with _user_code():
-                    future.set_exception(error)
-                return
-        except BaseException as reason:
-            unreadable = RuntimeError(f"the result of {task.fn.name} cannot be unpickled: {reason!r}")
-            unreadable.__cause__ = reason
-            with _user_code():
-                future.set_exception(unreadable)
+        if status == RANKS_DONE:
+            task.future.set_result(_load_ranks(payload))
             return
+        error = load_error(payload.data)
+        if status == EXITED:
+            cause, error = error, TaskExitError(f"{task.fn.name} raised {error!r}")
+            error.__cause__ = cause.__cause__
+        task.future.set_exception(error)
+
+    def _undeliverable(self, task: Task, reason: BaseException) -> None:
+        if task.future.done():
+            _LOG.error("a callback of the future of %s has failed", task.fn.name, exc_info=reason)
+            return
+        error = RuntimeError(f"the result of {task.fn.name} cannot be unpickled: {reason!r}")
+        error.__cause__ = reason
         with _user_code():
-            future.set_result(result)
+            task.future.set_exception(error)
 
     def _rank_failed(self, worker: Worker, data: bytes) -> None:
         """One rank has failed. If the others wait for it, they wait for ever: give them a moment."""

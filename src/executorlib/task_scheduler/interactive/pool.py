@@ -91,6 +91,15 @@ class ReadyQueue:
                 return self._queues[priority].popleft()
         raise IndexError("no task is ready")
 
+    def pop_like(self, count: int) -> list[Task]:
+        """The first task and those right behind it that call the same function, at most so many."""
+        tasks = [self.pop()]
+        fn, queue = tasks[0].fn, self._queues[tasks[0].resources.priority]
+        while len(tasks) < count and queue and queue[0].fn is fn:
+            tasks.append(queue.popleft())
+        self._size -= len(tasks) - 1
+        return tasks
+
     def clear(self) -> list[Task]:
         tasks = [task for priority in self._priorities for task in self._queues[priority]]
         self._queues.clear()

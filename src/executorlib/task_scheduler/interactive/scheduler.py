@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import operator
 import os
 import pickle
 import sys
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from executorlib.standalone.functions import (
+    NO_FUNCTION,
     FunctionRef,
     FunctionTable,
     function_name,
@@ -25,12 +27,15 @@ from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import Payload, dumps, dumps_with_inputs
 from executorlib.task_scheduler.base import TaskSchedulerBase
 from executorlib.task_scheduler.interactive.dispatcher import Dispatcher, Policy
+from executorlib.task_scheduler.interactive.map_task import MapResults, MapTask
 from executorlib.task_scheduler.interactive.pool import ResourcePool
 from executorlib.task_scheduler.interactive.task import Task, TaskFuture
 from executorlib.task_scheduler.interactive.worker import WINDOW_SECONDS
 from executorlib.task_scheduler.interactive.worker_pool import Site
-from executorlib.task_scheduler.mapping import Cell, Cells, calls_of, map_calls
+from executorlib.task_scheduler.mapping import Submit, calls_of, map_calls
 
+# Tasks of a map that are handed over together.
+_MAP_SLAB = 128
 _LOG = logging.getLogger("executorlib")
 
 
@@ -51,7 +56,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("max_workers", "max_cores"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and operator.index(value) < 1:
                 raise ValueError(f"{name} must be greater than 0, not {value}")
 
     @property
@@ -137,18 +142,39 @@ class InteractiveScheduler(TaskSchedulerBase):
         if chunksize < 1:
             raise ValueError("chunksize must be 1 or more")
         calls, finite = calls_of(iterables)
-        cells = Cells()
-        ref = self._functions.known(fn) or self._add(fn, Cell(cells))
-        if chunksize > 1 and ref is not None and ref.seconds is None:
+        return map_calls(self._map_submitter(fn, chunksize), calls, finite, timeout, buffersize)
+
+    def _map_submitter(self, fn: Callable[..., Any], chunksize: int) -> Submit:
+        results = MapResults()
+        ref = self._functions.known(fn) or self._add(
+            fn, failure := MapTask(NO_FUNCTION, None, self._resources, results)
+        )
+        if ref is None:  # it cannot be pickled: each call says so
+            return lambda some: [failure for _ in some]
+        if chunksize > 1 and ref.seconds is None:
             # So many calls are worth a message, says the user: the first estimate of their run time.
             ref.seconds = WINDOW_SECONDS / chunksize
+        resources, post = self._resources, self._dispatcher.post
 
-        def submit(args: tuple[Any, ...]) -> Cell:
-            cell = Cell(cells)
-            self._post(fn, ref, args, {}, self._resources, cell)
-            return cell
+        def submit(some: Iterable[tuple[Any, ...]]) -> list[MapTask]:
+            tasks: list[MapTask] = []
+            posted = 0
+            for args in some:
+                task = MapTask(ref, None, resources, results)
+                tasks.append(task)
+                try:
+                    task.payload, task.inputs = self._pickle(args, {})
+                except (Exception, SystemExit) as error:
+                    post(tasks[posted:-1])
+                    posted = len(tasks)
+                    refuse(task, error, f"the arguments of {ref.name}")
+                if len(tasks) - posted >= _MAP_SLAB:
+                    post(tasks[posted:])
+                    posted = len(tasks)
+            post(tasks[posted:])
+            return tasks
 
-        return map_calls(submit, calls, finite, timeout, buffersize)
+        return submit
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._end(wait, cancel=cancel_futures)
@@ -229,7 +255,7 @@ class InteractiveScheduler(TaskSchedulerBase):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         resources: Resources,
-        future: TaskFuture | Cell,
+        future: TaskFuture,
     ) -> None:
         ref = ref or self._add(fn, future)
         if ref is None:
@@ -245,7 +271,7 @@ class InteractiveScheduler(TaskSchedulerBase):
         future.bind(self._dispatcher, task)
         self._dispatcher.post(task)
 
-    def _add(self, fn: Callable[..., Any], future: TaskFuture | Cell) -> FunctionRef | None:
+    def _add(self, fn: Callable[..., Any], future: TaskFuture | MapTask) -> FunctionRef | None:
         if takes_parameter(fn, "resource_dict"):
             raise ValueError(
                 f"{function_name(fn)} has a parameter called resource_dict, a name that submit needs for "
@@ -269,7 +295,7 @@ class InteractiveScheduler(TaskSchedulerBase):
         return payload, inputs or None
 
 
-def refuse(future: TaskFuture | Cell, error: BaseException, what: str) -> None:
+def refuse(future: TaskFuture | MapTask, error: BaseException, what: str) -> None:
     """Fail a call that cannot be sent anywhere."""
     if isinstance(error, SystemExit):
         reason = error

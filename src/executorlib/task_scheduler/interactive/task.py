@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import Any
@@ -14,6 +15,44 @@ from executorlib.standalone.serialize import Payload
 numbers = itertools.count(1)
 
 
+class _Condition:
+    """A `threading.Condition` that costs little until somebody waits: most futures of many are done before."""
+
+    __slots__ = ("_lock", "_waiters", "acquire", "release")
+
+    def __init__(self) -> None:
+        self._lock = lock = threading.RLock()
+        self.acquire = lock.acquire
+        self.release = lock.release
+        self._waiters: list[threading.Lock] | None = None
+
+    def __enter__(self) -> bool:
+        return self._lock.__enter__()
+
+    def __exit__(self, *args: Any) -> None:
+        self._lock.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        waiter = threading.Lock()
+        waiter.acquire()
+        if self._waiters is None:
+            self._waiters = []
+        self._waiters.append(waiter)
+        self._lock.release()
+        try:
+            return waiter.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+        finally:
+            self._lock.acquire()
+            waiters = self._waiters
+            if waiters and waiter in waiters:
+                waiters.remove(waiter)
+
+    def notify_all(self) -> None:
+        waiters, self._waiters = self._waiters, None
+        for waiter in waiters or ():
+            waiter.release()
+
+
 class TaskFuture(Future[Any]):
     """The future of a task.
 
@@ -21,8 +60,13 @@ class TaskFuture(Future[Any]):
     cancelled: the dispatcher takes it back first.
     """
 
-    _dispatcher: Any = None
-    _task: Task | None = None
+    __slots__ = ("_dispatcher", "_task")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._condition = _Condition()  # type: ignore[assignment]
+        self._dispatcher: Any = None
+        self._task: Task | None = None
 
     def bind(self, dispatcher: Any, task: Task) -> None:
         """Name the task that this is the future of, and who owns it."""
@@ -51,6 +95,7 @@ class Task:
     The dispatcher owns it from the moment it is submitted.
 
     Attributes:
+        payload: the pickled arguments; None when the task is closed
         inputs: futures whose results the arguments refer to, until these are known
         values: the pickled results of the inputs
         open_inputs: how many inputs are not done
@@ -75,7 +120,7 @@ class Task:
     def __init__(
         self,
         fn: FunctionRef,
-        payload: Payload,
+        payload: Payload | None,
         resources: Resources,
         future: Any,
         inputs: list[Future[Any]] | None = None,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from executorlib.standalone.functions import FunctionRef
-from executorlib.standalone.interactive.messages import FORGET, FUNCTION, RUN
+from executorlib.standalone.interactive.messages import FORGET, FUNCTION, RUN, UNCLAIMED
 from executorlib.standalone.interactive.wire import Connection
 from executorlib.standalone.resources import Resources
 from executorlib.task_scheduler.interactive.pool import Allotment
@@ -78,16 +78,17 @@ class Worker:
     def window(self) -> float:
         return WINDOW_SECONDS if self.claims is not None else UNCLAIMED_WINDOW_SECONDS
 
-    def has_room(self, seconds: float | None, sent: int) -> bool:
-        """Whether one more task should be sent, which takes so long, beside those in the queue and in the batch."""
+    def room(self, seconds: float | None, sent: int) -> int:
+        """How many more tasks should be sent that take so long each, beside those in the queue and in the batch."""
         waiting = len(self.queue) + sent
+        if seconds is None:  # not measured yet: one at a time
+            return 0 if waiting else 1
+        room = min(int((self.window - self.backlog) / max(seconds, 1e-7)), MAX_BATCH - waiting)
+        if room > 0:
+            return room
         if waiting == 0:
-            return True
-        if seconds is None or waiting >= MAX_BATCH:
-            return False
-        if self.backlog + seconds <= self.window:
-            return True
-        return waiting == 1 and self.claims is not None and seconds <= PREFETCH_SECONDS
+            return 1
+        return int(waiting == 1 and self.claims is not None and seconds <= PREFETCH_SECONDS)
 
     def send(self, tasks: Sequence[Task], now: float) -> None:
         """Send tasks, and first the functions that the worker does not know.
@@ -97,15 +98,21 @@ class Worker:
         """
         connection = self.connection
         assert connection is not None
+        # A single task of an idle worker begins at once: there is nothing to claim or to take back.
+        at_once = not self.queue and len(tasks) == 1
         if not self.queue:
             self.progress = now
         self.queue.extend(tasks)
-        self._batch = (self._batch + 1) % 256
+        batch = UNCLAIMED
+        if self.claims is not None and not at_once:
+            self._batch = batch = self._batch % 255 + 1
+            os.write(self.claims[1], bytes([batch]) * len(tasks))
         items = []
         buffers: list[Any] = []
         for task in tasks:
             if task.fn.number not in self._functions:
                 self._send_function(connection, task.fn)
+            assert task.payload is not None
             data, own = task.payload
             values = task.values
             buffers += own
@@ -115,9 +122,7 @@ class Worker:
                 buffers += values.buffers
                 size = len(values.buffers)
                 items.append((task.number, task.fn.number, data, len(own), values.data, size))  # type: ignore[arg-type]
-        if self.claims is not None:
-            os.write(self.claims[1], bytes([self._batch]) * len(tasks))
-        connection.send(RUN + pickle.dumps((self._batch, items), 5), buffers)
+        connection.send(RUN + pickle.dumps((batch, items), 5), buffers)
 
     def take_back(self) -> list[Task]:
         """Take back the tasks that have not begun, in order."""

@@ -55,11 +55,13 @@ class Site:
     Attributes:
         command: builds the command line of a worker
         localhost: whether all workers run on this machine
+        keep: whether workers get several tasks
         init_function: pickled function that each worker calls first
     """
 
     command: CommandBuilder
     localhost: bool = True
+    keep: bool = False
     init_function: Payload | None = None
 
 
@@ -144,13 +146,17 @@ class WorkerPool:
     def _fork(self, worker: Worker, server: ForkServer) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        read, write = os.pipe()
-        os.set_blocking(read, False)
+        if self._site.keep:
+            worker.claims = os.pipe()
+            os.set_blocking(worker.claims[0], False)
         try:
-            server.fork(worker.number, theirs.fileno(), read)
+            server.fork(worker.number, theirs.fileno(), worker.claims[0] if worker.claims else None)
+        except BaseException:
+            ours.close()
+            worker.close()
+            raise
         finally:
             theirs.close()
-        worker.claims = (read, write)
         worker.host = "localhost"
         environment = dict(os.environ)
         environment.update(thread_environment(worker.resources.threads_per_core, environment))
@@ -177,7 +183,7 @@ class WorkerPool:
         worker.deadline = None
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._readable(worker))
         init = self._site.init_function
-        forked = worker.claims is not None
+        forked = worker.command is None
         setup = Setup(
             worker_id=worker.place,
             path=list(sys.path),
@@ -463,7 +469,7 @@ class WorkerPool:
             with contextlib.suppress(OSError, EOFError):
                 messages = [connection.receive()]
         connection.close()
-        if messages and messages[0].body[:1] == RANK_ERROR:
+        if messages and messages[0][0][:1] == RANK_ERROR:
             self._events.append(Heard(worker, messages[:1]))
 
     def _turn_away(self, guest: Guest, reason: object) -> None:

@@ -1,0 +1,93 @@
+"""Temporary names for files that are being written, and the removal of those that a killed writer left behind."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import stat
+import time
+from functools import cache
+from hashlib import md5
+
+_PREFIX = ".executorlib-"
+_SUFFIX = ".tmp"
+_ABANDONED_AFTER_SECONDS = 86400.0
+# Some of them are absent on Windows.
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_counter = itertools.count()
+
+
+def create(directory: str) -> tuple[int, str]:
+    """Open a new file in the directory, which is made if it is missing.
+
+    Returns:
+        The file's descriptor, open for writing, and its path.
+
+    Raises:
+        OSError: the directory cannot be made or written to.
+    """
+    name = f"{_PREFIX}{_process_space()}-{os.getpid()}-{next(_counter)}{_SUFFIX}"
+    path = os.path.join(directory, name)
+    try:
+        return os.open(path, _FLAGS, 0o600), path
+    except FileNotFoundError:
+        os.makedirs(directory, exist_ok=True)
+    except FileExistsError:  # left by a dead process that had our process id
+        os.unlink(path)
+    return os.open(path, _FLAGS, 0o600), path
+
+
+def remove_abandoned(directory: str) -> None:
+    """Remove the temporary files that writers left in this directory, or below it, when they were killed.
+
+    Those of processes on this host that no longer live; those of other hosts after a day. Files that cannot be
+    removed, or that others remove at the same time, are passed over.
+    """
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            if name.startswith(_PREFIX) and name.endswith(_SUFFIX):
+                path = os.path.join(folder, name)
+                try:
+                    if _is_abandoned(name, path):
+                        os.unlink(path)
+                except OSError:
+                    pass
+
+
+def _is_abandoned(name: str, path: str) -> bool:
+    space, _, rest = name[len(_PREFIX) :].partition("-")
+    pid = rest.partition("-")[0]
+    if space == _process_space() and pid.isdigit() and not _is_alive(int(pid)):
+        return True
+    info = os.lstat(path)
+    return stat.S_ISREG(info.st_mode) and time.time() - info.st_mtime > _ABANDONED_AFTER_SECONDS
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name == "nt":  # there os.kill(pid, 0) ends the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@cache
+def _process_space() -> str:
+    """Names the set of processes in which a process id means the same: this host, this boot, this container."""
+    parts = [socket.gethostname()]
+    for source in ("/proc/self/ns/pid", "/proc/sys/kernel/random/boot_id"):
+        try:
+            parts.append(os.readlink(source) if os.path.islink(source) else _first_line(source))
+        except OSError:  # not Linux
+            pass
+    return md5("\n".join(parts).encode(), usedforsecurity=False).hexdigest()[:12]
+
+
+def _first_line(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.readline()

@@ -40,15 +40,11 @@ def main() -> int:
     slope, intercept = np.polyfit(x, y, deg=1)
     ln_scatter = np.log(np.std(y - (slope * x + intercept)))
     # From least squares: a walker that starts far off can stay there for ever.
-    start = np.random.default_rng(seed=2).normal(
-        (slope, intercept, ln_scatter), 0.02, size=(WALKERS, len(TRUTH))
-    )
+    start = np.random.default_rng(seed=2).normal((slope, intercept, ln_scatter), 0.02, size=(WALKERS, len(TRUTH)))
 
     began = time.perf_counter()
     with SingleNodeExecutor(block_allocation=True) as exe:
-        sampler = emcee.EnsembleSampler(
-            WALKERS, len(TRUTH), log_posterior, args=(x, y, error), pool=exe
-        )
+        sampler = emcee.EnsembleSampler(WALKERS, len(TRUTH), log_posterior, args=(x, y, error), pool=exe)
         sampler.random_state = np.random.RandomState(3).get_state()
         sampler.run_mcmc(start, STEPS, progress=sys.stderr.isatty())
         cores = exe.max_workers
@@ -57,9 +53,7 @@ def main() -> int:
     samples = sampler.get_chain(discard=BURN_IN, flat=True)
     agrees = True
     print(f"{'parameter':<12} {'truth':>8} {'posterior':>18}")
-    for (name, truth), mean, std in zip(
-        TRUTH.items(), samples.mean(axis=0), samples.std(axis=0), strict=True
-    ):
+    for (name, truth), mean, std in zip(TRUTH.items(), samples.mean(axis=0), samples.std(axis=0), strict=True):
         print(f"{name:<12} {truth:8.3f} {mean:9.3f} +- {std:.3f}")
         agrees = agrees and abs(mean - truth) < 4.0 * std
     calls = WALKERS * (STEPS + 1)

@@ -79,7 +79,7 @@ def log_error(path: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
     import traceback
 
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    entry = f"function: {fn!r}\nargs: {args!r}\nkwargs: {kwargs!r}\n{trace}\n"
+    entry = f"function: {fn!r}\nargs: {args!r}\nkwargs: {kwargs!r}\n{trace}"
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from typing import Any
@@ -13,10 +14,10 @@ class BaseExecutor(Executor):
     """A `concurrent.futures.Executor` in front of a scheduler.
 
     Args:
-        executor: the scheduler that does the work
+        executor: the scheduler that does the work, or another executor
     """
 
-    def __init__(self, executor: TaskSchedulerBase) -> None:
+    def __init__(self, executor: TaskSchedulerBase | BaseExecutor) -> None:
         self._task_scheduler = executor
 
     @property
@@ -47,6 +48,15 @@ class BaseExecutor(Executor):
         """The settings of the executor's workers, or None."""
         return self._task_scheduler.info
 
+    @property
+    def future_queue(self) -> queue.Queue[dict[str, Any]]:
+        """The calls that have not begun, as a queue of dictionaries with the key ``"future"``.
+
+        It is a copy: taking an item from it leaves the call where it is, while cancelling the item's future cancels
+        the call.
+        """
+        return self._task_scheduler.future_queue
+
     def submit(  # type: ignore[override]
         self,
         fn: Callable[..., Any],
@@ -72,7 +82,7 @@ class BaseExecutor(Executor):
             TypeError: the ``resource_dict`` is wrong, or there are no GPUs (``pydantic.ValidationError`` where
                 pydantic is installed)
         """
-        return self._task_scheduler.submit(fn, args, kwargs, resource_dict)
+        return self._task_scheduler.submit(fn, *args, resource_dict=resource_dict, **kwargs)
 
     def map(
         self,
@@ -96,7 +106,7 @@ class BaseExecutor(Executor):
             TimeoutError: from the iterator
             Exception: from the iterator, what a call raised; calls that have not begun are cancelled then
         """
-        return self._task_scheduler.map(fn, iterables, timeout, chunksize, buffersize)
+        return self._task_scheduler.map(fn, *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize)
 
     def starmap(self, fn: Callable[..., Any], iterable: Iterable[Iterable[Any]], chunksize: int = 1) -> list[Any]:
         """The results of ``fn(*args)`` for each item of an iterable, as `multiprocessing.Pool.starmap` gives them."""
@@ -105,7 +115,7 @@ class BaseExecutor(Executor):
 
     def batched(self, iterable: Iterable[Future[Any]], n: int) -> list[Future[Any]]:
         """Group futures by n, see `executorlib.standalone.select.batch_futures`."""
-        return self._task_scheduler.batched(list(iterable), n)
+        return self._task_scheduler.batched(iterable, n)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls, and free what the executor holds when those that were submitted have ended.
@@ -118,21 +128,21 @@ class BaseExecutor(Executor):
 
     def terminate_workers(self) -> None:
         """End all workers now, with what they run, and shut down (as in Python 3.14)."""
-        self._task_scheduler.kill()
+        self._task_scheduler.terminate_workers()
 
     def kill_workers(self) -> None:
         """The same as `terminate_workers`: processes of this library are ended in any case."""
-        self._task_scheduler.kill()
+        self._task_scheduler.terminate_workers()
 
     def __exit__(self, exc_type: type[BaseException] | None, exc_val: Any, exc_tb: Any) -> None:
         """Wait for the calls that were submitted. After Ctrl-C end them."""
         if exc_type is not None and issubclass(exc_type, KeyboardInterrupt):
-            self._task_scheduler.kill()
+            self._task_scheduler.terminate_workers()
             return
         try:
             self.shutdown(wait=True)
         except KeyboardInterrupt:
-            self._task_scheduler.kill()
+            self._task_scheduler.terminate_workers()
             raise
 
     def __len__(self) -> int:

@@ -60,6 +60,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.init_function is not None and not self.block_allocation:
             raise ValueError("An init_function needs workers that are kept: set block_allocation=True.")
+        if not self.wait:
+            raise ValueError("wait=False leaves jobs behind: only the cluster executors have such jobs.")
 
     def resources(self) -> Resources:
         """The resources of every call.

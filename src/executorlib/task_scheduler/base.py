@@ -2,61 +2,57 @@
 
 from __future__ import annotations
 
+import queue
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
+from executorlib.task_scheduler.mapping import calls_of, map_calls
+
 
 class TaskSchedulerBase(ABC):
-    """Takes calls and returns their futures. All methods may be called from any thread."""
+    """Takes calls and returns their futures. All methods may be called from any thread.
+
+    The methods are those of `executorlib.executor.base.BaseExecutor`, which passes everything on: so an executor can
+    stand in front of another executor as well.
+    """
 
     @abstractmethod
     def submit(
-        self,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        resource_dict: Mapping[str, Any] | None = None,
+        self, fn: Callable[..., Any], /, *args: Any, resource_dict: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> Future[Any]:
-        """Schedule a call.
-
-        Raises:
-            RuntimeError: after `shutdown`
-            ValueError: the call needs more than the scheduler may ever use
-        """
-
-    @abstractmethod
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls; see `concurrent.futures.Executor.shutdown`."""
+        """Schedule a call, see `BaseExecutor.submit`."""
 
     def map(
         self,
         fn: Callable[..., Any],
-        iterables: tuple[Iterable[Any], ...],
+        *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
     ) -> Iterator[Any]:
-        """The results of a call for each tuple of items, in order; see `concurrent.futures.Executor.map`."""
-        from executorlib.task_scheduler.mapping import calls_of, map_calls
-
+        """The results of a call for each tuple of items, in order, see `BaseExecutor.map`."""
         calls, finite = calls_of(iterables)
 
         def submit(some: Iterable[tuple[Any, ...]]) -> list[Future[Any]]:
-            return [self.submit(fn, args, {}) for args in some]
+            return [self.submit(fn, *args) for args in some]
 
         return map_calls(submit, calls, finite, timeout, buffersize)
 
-    def batched(self, futures: list[Future[Any]], n: int) -> list[Future[Any]]:
+    def batched(self, iterable: Iterable[Future[Any]], n: int) -> list[Future[Any]]:
         """Group futures by n; see `executorlib.standalone.select.batch_futures`."""
         from executorlib.standalone.select import batch_futures
 
-        return batch_futures(futures, n)
+        return batch_futures(list(iterable), n)
 
     @abstractmethod
-    def kill(self) -> None:
-        """End running tasks too, and wait until their processes are gone."""
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; see `BaseExecutor.shutdown`."""
+
+    @abstractmethod
+    def terminate_workers(self) -> None:
+        """End running calls too, and wait until their processes are gone."""
 
     @property
     @abstractmethod
@@ -71,6 +67,11 @@ class TaskSchedulerBase(ABC):
     def info(self) -> dict[str, Any] | None:
         """The settings of the scheduler, or None."""
         return None
+
+    @property
+    def future_queue(self) -> queue.Queue[dict[str, Any]]:
+        """The calls that have not begun, see `BaseExecutor.future_queue`."""
+        return queue.Queue()
 
     @abstractmethod
     def __len__(self) -> int:

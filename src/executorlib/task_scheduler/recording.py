@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -41,11 +41,7 @@ class RecordingScheduler(TaskSchedulerBase):
         self._closed = False
 
     def submit(
-        self,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        resource_dict: Mapping[str, Any] | None = None,
+        self, fn: Callable[..., Any], /, *args: Any, resource_dict: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> Future[Any]:
         if self._closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
@@ -53,9 +49,10 @@ class RecordingScheduler(TaskSchedulerBase):
         self._recorder.add(fn, args, kwargs, future, dict(resource_dict or {}))
         return future
 
-    def batched(self, futures: list[Future[Any]], n: int) -> list[Future[Any]]:
+    def batched(self, iterable: Iterable[Future[Any]], n: int) -> list[Future[Any]]:
         if n < 1:
             raise ValueError(f"a batch has at least 1 future, not {n}")
+        futures = list(iterable)
         groups: list[Future[Any]] = []
         for start in range(0, len(futures), n):
             groups.append(RecordedFuture())
@@ -71,7 +68,7 @@ class RecordingScheduler(TaskSchedulerBase):
         else:
             draw(self._recorder.graph(), self._plot_filename)
 
-    def kill(self) -> None:
+    def terminate_workers(self) -> None:
         self._closed = True
 
     @property

@@ -262,6 +262,9 @@ class Subprocesses(Launcher):
 
     def _wait(self, worker: int, process: Any) -> None:
         code = process.wait()
+        if code != 0 and hasattr(os, "killpg"):  # what the task had started does not outlive its violent end
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
         process.stdin.close()
         self._tell(Exited(worker, describe_exit(code), code == 0))
 

@@ -129,7 +129,11 @@ class Dispatcher:
 
     def queued(self) -> int:
         """Number of tasks that no worker has been sent."""
-        return int(self.ask(lambda: len(self._open) - sum(len(w.queue) for w in self._workers.workers.values()), 0))
+        return len(self.waiting())
+
+    def waiting(self) -> list[Any]:
+        """The futures of the tasks that no worker has been sent."""
+        return list(self.ask(lambda: [task.future for task in self._open.values() if task.worker is None], ()))
 
     def resize(self, slots: int, workers: int | None) -> None:
         """Change the limits; workers beyond them end when they have done their tasks."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import operator
 import os
 import pickle
+import queue
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from executorlib.standalone.functions import (
     NO_FUNCTION,
@@ -34,9 +37,24 @@ from executorlib.task_scheduler.interactive.worker import WINDOW_SECONDS
 from executorlib.task_scheduler.interactive.worker_pool import Site
 from executorlib.task_scheduler.mapping import Submit, calls_of, map_calls
 
+if TYPE_CHECKING:
+    from executorlib.task_scheduler.interactive.result_cache import ResultCache
+
 # Tasks of a map that are handed over together.
 _MAP_SLAB = 128
 _LOG = logging.getLogger("executorlib")
+# What is settled when a worker starts.
+_WORKER_RESOURCES = (
+    "cores",
+    "threads_per_core",
+    "gpus_per_core",
+    "cwd",
+    "openmpi_oversubscribe",
+    "slurm_cmd_args",
+    "num_nodes",
+    "exclusive",
+    "error_log_file",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +77,9 @@ class Limits:
             if value is not None and operator.index(value) < 1:
                 raise ValueError(f"{name} must be greater than 0, not {value}")
 
-    @property
-    def explicit(self) -> int | None:
-        """The number of cores beyond which a task is refused."""
-        return self.max_cores if self.max_cores is not None else self.max_workers
-
     def slots(self) -> int:
-        return self.explicit if self.explicit is not None else self.available
+        """Cores that may be used at a time."""
+        return self.max_cores or self.max_workers or self.available
 
     def kept_workers(self, resources: Resources) -> int:
         """The number of workers of a block allocation."""
@@ -102,6 +116,8 @@ class InteractiveScheduler(TaskSchedulerBase):
         self._keep = keep
         self._resolve_inputs = resolve_inputs
         self._log_obj_size = log_obj_size
+        self._restart_limit = restart_limit
+        self._has_init_function = site.init_function is not None
         self._functions = FunctionTable()
         self._closed = False
         self._owner = os.getpid()
@@ -115,25 +131,43 @@ class InteractiveScheduler(TaskSchedulerBase):
         _running.add(self)
 
     def submit(
-        self,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        resource_dict: Mapping[str, Any] | None = None,
+        self, fn: Callable[..., Any], /, *args: Any, resource_dict: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> Future[Any]:
         resources = self._resources
         if resource_dict:
             resources = resources.updated(resource_dict)
             self._check(resources)
+            if self._keep:
+                self._check_kept(resources)
         self._check_open()
+        if resources.cache_directory is not None:
+            return self._results.submit(fn, args, kwargs, resources)
+        return self._run(fn, args, kwargs, resources)
+
+    def _run(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], resources: Resources
+    ) -> Future[Any]:
         future = TaskFuture()
         self._post(fn, self._functions.known(fn), args, kwargs, resources, future)
         return future
 
+    @functools.cached_property
+    def _results(self) -> ResultCache:
+        from executorlib.task_scheduler.interactive.result_cache import ResultCache
+
+        if self._has_init_function:
+            warnings.warn(
+                "Results are kept by the arguments of the call; what the init_function supplies is not among them: "
+                "take another cache_directory when it changes.",
+                UserWarning,
+                stacklevel=4,
+            )
+        return ResultCache(self._run)
+
     def map(
         self,
         fn: Callable[..., Any],
-        iterables: tuple[Iterable[Any], ...],
+        *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
@@ -141,6 +175,8 @@ class InteractiveScheduler(TaskSchedulerBase):
         self._check_open()
         if chunksize < 1:
             raise ValueError("chunksize must be 1 or more")
+        if self._resources.cache_directory is not None:
+            return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize)
         calls, finite = calls_of(iterables)
         return map_calls(self._map_submitter(fn, chunksize), calls, finite, timeout, buffersize)
 
@@ -185,8 +221,7 @@ class InteractiveScheduler(TaskSchedulerBase):
             self._dispatcher.cancel_waiting()
         self._end(wait=True)
 
-    def kill(self) -> None:
-        """End running tasks too, and wait until their processes are gone."""
+    def terminate_workers(self) -> None:
         self._end(wait=True, kill=True)
 
     def _end(self, wait: bool, *, cancel: bool = False, kill: bool = False) -> None:
@@ -208,6 +243,25 @@ class InteractiveScheduler(TaskSchedulerBase):
         self._limits = replace(self._limits, max_workers=max_workers, max_cores=None)
         self._dispatcher.resize(*self._capacity())
 
+    @property
+    def info(self) -> dict[str, Any]:
+        known = {name: getattr(self._resources, name) for name in ("cores", "cwd", "openmpi_oversubscribe")}
+        return {
+            **known,
+            "cache_directory": self._resources.cache_directory,
+            "log_obj_size": self._log_obj_size,
+            "restart_limit": self._restart_limit,
+            "max_cores": self._limits.max_cores,
+            "max_workers": self.max_workers,
+        }
+
+    @property
+    def future_queue(self) -> queue.Queue[dict[str, Any]]:
+        waiting: queue.Queue[dict[str, Any]] = queue.Queue()
+        for future in self._dispatcher.waiting():
+            waiting.put({"future": future})
+        return waiting
+
     def __len__(self) -> int:
         return self._dispatcher.queued()
 
@@ -226,17 +280,34 @@ class InteractiveScheduler(TaskSchedulerBase):
             ValueError: more cores than the executor may ever use
             TypeError: GPUs that this machine does not have
         """
-        limit = self._limits.explicit if not self._keep else self._limits.max_cores
+        limit = self._limits.max_cores
         if limit is not None and resources.slots > limit:
             raise ValueError(
-                f"The task needs {resources.slots} cores (cores={resources.cores} x threads_per_core="
-                f"{resources.threads_per_core or 1}), more than the {limit} that the executor may use: "
-                "raise max_cores or ask for less."
+                f"The specified number of cores is larger than the available number of cores: the task needs "
+                f"{resources.slots} (cores={resources.cores} x threads_per_core={resources.threads_per_core or 1}), "
+                f"the executor has max_cores={limit}."
             )
         if resources.gpus > len(gpus()):
             raise TypeError(
                 f"The task needs {resources.gpus} GPUs (cores={resources.cores} x gpus_per_core="
                 f"{resources.gpus_per_core}), but this machine offers {len(gpus())}."
+            )
+
+    def _check_kept(self, resources: Resources) -> None:
+        """Refuse what a worker that is kept cannot change any more.
+
+        Raises:
+            ValueError: the call asks for other workers than the executor has
+        """
+        changed = [
+            f"{name}={getattr(resources, name)!r} instead of {getattr(self._resources, name)!r}"
+            for name in _WORKER_RESOURCES
+            if getattr(resources, name) != getattr(self._resources, name)
+        ]
+        if changed:
+            raise ValueError(
+                "When block_allocation is enabled, the resource requirements have to be defined on the executor "
+                f"level: the call asks for {', '.join(changed)}."
             )
 
     def _check_open(self) -> None:
@@ -315,7 +386,7 @@ def _end_all() -> None:
     interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
     for scheduler in list(_running):
         if interrupted:
-            scheduler.kill()
+            scheduler.terminate_workers()
         else:
             scheduler.finish()
 

@@ -1,0 +1,447 @@
+"""Workers that die, and objects that explode on their way."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import tasks
+from conftest import Eventually, MakeExecutor
+
+from executorlib import SingleNodeExecutor
+from executorlib.standalone.errors import ExecutorlibSocketError, RemoteError, TaskExitError, WorkerDiedError
+
+pytestmark = pytest.mark.faults
+
+
+DEATHS: list[Any] = [
+    pytest.param(tasks.end_self, signal.SIGKILL, "SIGKILL", id="SIGKILL"),
+    pytest.param(tasks.end_self, signal.SIGSEGV, "SIGSEGV", id="SIGSEGV"),
+    pytest.param(tasks.end_self, signal.SIGTERM, "SIGTERM", id="SIGTERM"),
+    pytest.param(tasks.end_self, signal.SIGABRT, "SIGABRT", id="SIGABRT"),
+    pytest.param(tasks.exit_hard, 0, "exit code 0", id="exit0"),
+    pytest.param(tasks.exit_hard, 42, "exit code 42", id="exit42"),
+]
+
+
+@pytest.mark.kinds
+@pytest.mark.parametrize(("fn", "how", "words"), DEATHS)
+def test_a_death_is_told_and_the_executor_goes_on(
+    make_executor: MakeExecutor, fn: Callable[[int], Any], how: int, words: str
+) -> None:
+    with make_executor(max_workers=1) as exe:
+        future = exe.submit(fn, how)
+        with pytest.raises(ExecutorlibSocketError, match=words) as caught:
+            future.result(30)
+        assert isinstance(caught.value, WorkerDiedError)
+        assert fn.__name__ in str(caught.value)
+        assert "pid" in str(caught.value)
+        assert exe.submit(tasks.add, 1, 1).result(30) == 2
+
+
+@pytest.mark.kinds
+@pytest.mark.parametrize(
+    ("fn", "args", "words"),
+    [
+        pytest.param(tasks.exit_soft, (3,), r"SystemExit\(3\)", id="sys.exit"),
+        pytest.param(tasks.exit_soft, (None,), r"SystemExit\(", id="sys.exit without a code"),
+        pytest.param(tasks.interrupt, (), "KeyboardInterrupt", id="KeyboardInterrupt"),
+    ],
+)
+def test_leaving_is_an_error_of_the_task(
+    make_executor: MakeExecutor, fn: Callable[..., Any], args: tuple[Any, ...], words: str
+) -> None:
+    with make_executor(max_workers=1) as exe:
+        with pytest.raises(TaskExitError, match=words):
+            exe.submit(fn, *args).result(30)
+        assert exe.submit(tasks.add, 1, 1).result(30) == 2
+
+
+def test_one_death_does_not_take_the_others_along(make_executor: MakeExecutor) -> None:
+    with make_executor(max_workers=2) as exe:
+        futures = [exe.submit(_die_at, i, 7) for i in range(40)]
+        errors = [future.exception(40) for future in futures]
+    assert isinstance(errors[7], WorkerDiedError)
+    assert [error for i, error in enumerate(errors) if i != 7] == [None] * 39
+
+
+def _die_at(i: int, bad: int) -> int:
+    if i == bad:
+        tasks.end_self(signal.SIGKILL)
+    return i
+
+
+@pytest.mark.parametrize("fork_server", ["1", "0"])
+def test_what_only_waited_at_a_dead_worker_is_not_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fork_server: str
+) -> None:
+    """Short calls are sent ahead; those behind the deadly one run elsewhere, once each."""
+    monkeypatch.setenv("EXECUTORLIB_FORK_SERVER", fork_server)
+    log = tmp_path / "log"
+    with SingleNodeExecutor(max_workers=1, block_allocation=True) as exe:
+        list(exe.map(_note_or_die, [log] * 30, range(100, 130)))
+        futures = [exe.submit(_note_or_die, log, i) for i in range(30)]
+        errors = [future.exception(40) for future in futures]
+    assert isinstance(errors[0], WorkerDiedError)
+    assert errors[1:] == [None] * 29
+    assert sorted(map(int, log.read_text().split())) == [*range(1, 30), *range(100, 130)]
+
+
+def _note_or_die(log: Path, i: int) -> None:
+    if i == 0:
+        tasks.end_self(signal.SIGKILL)
+    tasks.append(log, i)
+
+
+def test_a_worker_that_is_killed_while_idle_is_replaced(eventually: Eventually) -> None:
+    with SingleNodeExecutor(max_workers=1, block_allocation=True) as exe:
+        for _ in range(3):
+            pid = exe.submit(tasks.pid).result()
+            psutil.Process(pid).kill()
+            eventually(lambda pid=pid: not psutil.pid_exists(pid))
+            assert exe.submit(tasks.add, 1, 1).result(30) == 2
+
+
+def test_a_worker_killed_right_before_its_next_task() -> None:
+    """The death may be noticed only when the task is on its way: it runs elsewhere, or its error says so."""
+    with SingleNodeExecutor(max_workers=1, block_allocation=True, restart_limit=1) as exe:
+        for _ in range(5):
+            psutil.Process(exe.submit(tasks.pid).result()).kill()
+            assert exe.submit(tasks.add, 1, 1).result(30) == 2
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_killed_while_sending_a_large_result(kept: bool, tmp_path: Path) -> None:
+    with SingleNodeExecutor(max_workers=1, block_allocation=kept) as exe:
+        future = exe.submit(_large_result_and_death, str(tmp_path))
+        error = future.exception(40)
+        assert error is None or isinstance(error, WorkerDiedError)
+        if error is None:
+            assert len(future.result()) == 100_000_000
+        assert exe.submit(tasks.add, 1, 1).result(30) == 2
+
+
+def _large_result_and_death(folder: str) -> bytes:
+    import os
+    import threading
+
+    def die() -> None:
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=die, daemon=True).start()
+    return bytes(100_000_000)
+
+
+def test_the_end_of_standard_error_is_told_for_spawned_workers(
+    make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EXECUTORLIB_FORK_SERVER", "0")
+    with make_executor(max_workers=1) as exe:
+        error = exe.submit(_complain_and_die).exception(30)
+    assert "the last words" in str(error)
+    assert "the last words" in capfd.readouterr().err
+
+
+def _complain_and_die() -> None:
+    import os
+
+    os.write(2, b"the last words\n")
+    os._exit(9)
+
+
+@pytest.mark.kinds
+def test_children_of_a_dead_task_are_ended(
+    make_executor: MakeExecutor, tmp_path: Path, eventually: Eventually
+) -> None:
+    note = tmp_path / "pids"
+    with make_executor(max_workers=1) as exe:
+        future = exe.submit(tasks.sleep_with_child, note)
+        tasks.wait_for(note)
+        task, child = (int(word) for word in note.read_text().split())
+        psutil.Process(task).kill()
+        assert isinstance(future.exception(30), WorkerDiedError)
+        eventually(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie")
+
+
+# Restarts
+
+
+@pytest.mark.kinds
+def test_restart_limit_tries_again(make_executor: MakeExecutor, tmp_path: Path) -> None:
+    with make_executor(max_workers=1, restart_limit=1) as exe:
+        assert exe.submit(tasks.end_self_once, tmp_path / "flag", "second").result(30) == "second"
+
+
+def test_restart_limit_is_a_limit(make_executor: MakeExecutor, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with make_executor(max_workers=1, restart_limit=2) as exe:
+        with pytest.raises(WorkerDiedError):
+            exe.submit(_log_and_die, log).result(30)
+        assert exe.submit(tasks.add, 1, 1).result() == 2
+    assert log.read_text().split() == ["died"] * 3
+
+
+def _log_and_die(log: Path) -> None:
+    tasks.append(log, "died")
+    tasks.end_self(signal.SIGKILL)
+
+
+def test_restart_limit_does_not_repeat_exceptions(make_executor: MakeExecutor, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with make_executor(restart_limit=3) as exe, pytest.raises(ValueError, match="plain"):
+        exe.submit(_log_and_fail, log).result(30)
+    assert log.read_text().split() == ["failed"]
+
+
+def _log_and_fail(log: Path) -> None:
+    tasks.append(log, "failed")
+    raise ValueError("plain")
+
+
+def test_a_task_that_is_tried_again_can_be_cancelled_only_before_it_runs(
+    make_executor: MakeExecutor, tmp_path: Path
+) -> None:
+    with make_executor(max_workers=1, restart_limit=1) as exe:
+        future = exe.submit(_die_then_hold, tmp_path)
+        tasks.wait_for(tmp_path / "begun")
+        assert not future.cancel()
+        (tmp_path / "go").touch()
+        assert future.result(30) == "second"
+
+
+def _die_then_hold(folder: Path) -> Any:
+    if not (folder / "died").exists():
+        (folder / "died").touch()
+        tasks.end_self(signal.SIGKILL)
+    return tasks.hold(folder / "begun", folder / "go", "second")
+
+
+# The fork server
+
+
+def fork_server_of_this_process() -> psutil.Process:
+    (server,) = [
+        child
+        for child in psutil.Process().children()
+        if child.status() != psutil.STATUS_ZOMBIE and "fork_server_main.py" in " ".join(child.cmdline())
+    ]
+    return server
+
+
+def test_the_fork_server_is_killed(make_executor: MakeExecutor, tmp_path: Path) -> None:
+    with make_executor(max_workers=1) as exe:
+        running = exe.submit(tasks.hold, tmp_path / "begun", tmp_path / "go")
+        waiting = exe.submit(tasks.add, 1, 1)
+        tasks.wait_for(tmp_path / "begun")
+        fork_server_of_this_process().kill()
+        with pytest.raises(WorkerDiedError, match="fork server"):
+            running.result(30)
+        assert waiting.result(30) == 2
+        assert exe.submit(tasks.add, 2, 2).result(30) == 4
+
+
+def test_the_fork_server_is_killed_while_nothing_runs(make_executor: MakeExecutor, eventually: Eventually) -> None:
+    with make_executor(max_workers=1) as exe:
+        assert exe.submit(tasks.add, 1, 1).result() == 2
+        server = fork_server_of_this_process()
+        server.kill()
+        eventually(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
+        assert exe.submit(tasks.add, 2, 2).result(30) == 4
+
+
+def test_the_fork_server_is_stopped_for_a_while(make_executor: MakeExecutor) -> None:
+    with make_executor(max_workers=1) as exe:
+        exe.submit(tasks.add, 1, 1).result()
+        server = fork_server_of_this_process()
+        server.suspend()
+        try:
+            future = exe.submit(tasks.add, 2, 2)
+            time.sleep(0.2)
+        finally:
+            server.resume()
+        assert future.result(30) == 4
+
+
+def test_an_interpreter_that_is_not_there(make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither fork server nor worker can be started: the call fails soon, with the path in the message."""
+    import sys
+
+    with make_executor(max_workers=1) as warm:  # imports what is imported late
+        warm.submit(tasks.add, 1).result()
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with make_executor(max_workers=1) as exe:
+        error = exe.submit(tasks.add, 1).exception(30)
+    assert error is not None
+    assert "/no/such/python" in str(error)
+
+
+def test_a_spawned_interpreter_that_ends_at_once(
+    make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import sys
+
+    monkeypatch.setenv("EXECUTORLIB_FORK_SERVER", "0")
+    impostor = tmp_path / "python"
+    impostor.write_text("#!/bin/sh\necho 'wrong interpreter' >&2\nexit 4\n")
+    impostor.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(impostor))
+    with make_executor(max_workers=1) as exe:
+        for future in [exe.submit(tasks.add, i) for i in range(3)]:
+            with pytest.raises(ExecutorlibSocketError, match="wrong interpreter") as caught:
+                future.result(30)
+            assert "exit code 4" in str(caught.value)
+
+
+# Pickling
+
+
+@pytest.mark.kinds
+def test_an_argument_that_cannot_be_pickled(make_executor: MakeExecutor) -> None:
+    with make_executor() as exe:
+        with pytest.raises(TypeError, match="do not travel"):
+            exe.submit(tasks.identity, tasks.Unpicklable()).result(20)
+        with pytest.raises(TypeError):
+            exe.submit(tasks.identity, x=(i for i in range(3))).result(20)
+        with pytest.raises(pickle.PicklingError, match="sys.exit"):
+            exe.submit(tasks.identity, [tasks.ExitsInPickling()]).result(20)
+        assert exe.submit(tasks.add, 1, 1).result() == 2
+
+
+def test_a_function_that_cannot_be_pickled(make_executor: MakeExecutor) -> None:
+    trap, leaver = tasks.Unpicklable(), tasks.ExitsInPickling()
+    with make_executor() as exe:
+        with pytest.raises(TypeError, match="do not travel"):
+            exe.submit(lambda: trap).result(20)
+        with pytest.raises(pickle.PicklingError, match="sys.exit"):
+            exe.submit(lambda: leaver).result(20)
+        assert exe.submit(tasks.add, 1, 1).result() == 2
+
+
+@pytest.mark.kinds
+def test_an_argument_that_cannot_be_loaded(make_executor: MakeExecutor) -> None:
+    with make_executor(max_workers=1) as exe:
+        with pytest.raises(RuntimeError, match="cannot be loaded"):
+            exe.submit(tasks.identity, tasks.Unloadable()).result(20)
+        assert exe.submit(tasks.add, 1, 1).result() == 2
+
+
+def test_a_function_that_cannot_be_loaded(make_executor: MakeExecutor) -> None:
+    broken = tasks.Unloadable()
+    with make_executor(max_workers=1) as exe:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="cannot be loaded"):
+                exe.submit(lambda: broken).result(20)
+        assert exe.submit(tasks.add, 1, 1).result() == 2
+
+
+def test_loading_an_argument_kills_the_worker(make_executor: MakeExecutor) -> None:
+    import os
+
+    with make_executor(max_workers=1) as exe:
+        with pytest.raises(WorkerDiedError, match="SIGKILL"):
+            exe.submit(tasks.identity, tasks.KillsItsLoader(os.getpid())).result(30)
+        assert exe.submit(tasks.add, 1, 1).result() == 2
+
+
+@pytest.mark.kinds
+def test_a_result_that_cannot_be_pickled(make_executor: MakeExecutor) -> None:
+    with make_executor(max_workers=1) as exe:
+        with pytest.raises(TypeError, match="do not travel"):
+            exe.submit(tasks.Unpicklable).result(20)
+        with pytest.raises(ExecutorlibSocketError, match="SystemExit"):
+            exe.submit(tasks.ExitsInPickling).result(20)
+        assert exe.submit(tasks.add, 1, 1).result() == 2
+
+
+def test_a_result_that_cannot_be_loaded_here(make_executor: MakeExecutor) -> None:
+    with make_executor(max_workers=1) as exe:
+        with pytest.raises(RuntimeError, match="cannot be unpickled") as caught:
+            exe.submit(tasks.Unloadable).result(20)
+        assert "cannot be loaded" in str(caught.value)
+        assert exe.submit(tasks.add, 1, 1).result() == 2
+        with pytest.raises(RuntimeError, match="cannot be unpickled"):
+            list(exe.map(tasks.call, [tasks.Unloadable]))
+
+
+@pytest.mark.kinds
+def test_exceptions_that_cannot_travel_arrive_as_readable_stand_ins(make_executor: MakeExecutor) -> None:
+    with make_executor(max_workers=1) as exe:
+        for fn, words in ((tasks.raise_demanding, r"DemandingError: demanding \(7\)"), (tasks.raise_unpicklable, "un")):
+            with pytest.raises(RemoteError, match=words) as caught:
+                exe.submit(fn).result(20)
+            assert fn.__name__ in str(caught.value.__cause__)
+        assert exe.submit(tasks.add, 1, 1).result() == 2
+
+
+def test_an_exception_that_holds_what_cannot_be_pickled(make_executor: MakeExecutor) -> None:
+    def fails() -> None:
+        raise ValueError("with a lock", __import__("threading").Lock())
+
+    with make_executor(max_workers=1) as exe:
+        with pytest.raises(RemoteError, match="ValueError"):
+            exe.submit(fails).result(20)
+
+
+def test_recursion_without_end_is_an_exception(make_executor: MakeExecutor) -> None:
+    def deeper(n: int) -> int:
+        return deeper(n + 1) + 1
+
+    with make_executor(max_workers=1) as exe:
+        with pytest.raises(RecursionError):
+            exe.submit(deeper, 0).result(30)
+        assert exe.submit(tasks.add, 1, 1).result() == 2
+
+
+def test_memory_without_end_is_an_error(make_executor: MakeExecutor) -> None:
+    def hungry() -> int:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+        return len(bytearray(8 << 30))
+
+    with make_executor(max_workers=1) as exe:
+        with pytest.raises(MemoryError):
+            exe.submit(hungry).result(30)
+
+
+@pytest.mark.kinds
+def test_a_task_that_closes_all_descriptors(make_executor: MakeExecutor) -> None:
+    def close_all() -> None:
+        import os
+
+        os.closerange(3, 1000)
+
+    with make_executor(max_workers=1) as exe:
+        assert exe.submit(close_all).exception(40) is not None
+        assert exe.submit(tasks.add, 1, 1).result(30) == 2
+
+
+@pytest.mark.kinds
+def test_a_task_that_leaves_a_background_process_does_not_hold_up_anyone(
+    make_executor: MakeExecutor, tmp_path: Path
+) -> None:
+    """A daemon that a task starts inherits its standard error: nobody waits for that to close."""
+    note = tmp_path / "pid"
+    with make_executor(max_workers=1) as exe:
+        pid = exe.submit(_start_daemon).result(30)
+        start = time.monotonic()
+        assert exe.submit(tasks.add, 1, 1).result(30) == 2
+        assert time.monotonic() - start < 15
+    del note
+    try:
+        psutil.Process(pid).kill()
+    except psutil.NoSuchProcess:
+        pass
+
+
+def _start_daemon() -> int:
+    import subprocess
+
+    return subprocess.Popen(["sleep", "600"], start_new_session=True).pid

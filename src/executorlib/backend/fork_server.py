@@ -163,4 +163,4 @@ def main(fd: int) -> None:
     with contextlib.suppress(ImportError):
         import cloudpickle.cloudpickle  # noqa: F401
     server.run()
-    control.close()
+    os._exit(0)  # nothing is left to do that the end of the interpreter would take its time for

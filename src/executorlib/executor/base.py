@@ -5,9 +5,10 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from executorlib.task_scheduler.base import TaskSchedulerBase
+if TYPE_CHECKING:
+    from executorlib.task_scheduler.base import TaskSchedulerBase
 
 
 class BaseExecutor(Executor):
@@ -116,6 +117,19 @@ class BaseExecutor(Executor):
     def batched(self, iterable: Iterable[Future[Any]], n: int) -> list[Future[Any]]:
         """Group futures by n, see `executorlib.standalone.select.batch_futures`."""
         return self._task_scheduler.batched(iterable, n)
+
+    def cancel(self, future: Future[Any]) -> bool:
+        """Cancel a call even if it runs: its process is ended, and the future raises `CancelledError`.
+
+        ``future.cancel()`` in contrast leaves a running call alone, as in the standard library.
+
+        Args:
+            future: what `submit` of this executor returned
+
+        Returns:
+            whether the call is cancelled, or will be when its process has ended; False for a call that is done
+        """
+        return self._task_scheduler.cancel(future)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls, and free what the executor holds when those that were submitted have ended.

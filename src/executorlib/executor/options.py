@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from executorlib.standalone.interactive.launcher import Launcher
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import dumps
 from executorlib.task_scheduler.base import TaskSchedulerBase
@@ -88,7 +89,7 @@ def recording_scheduler(options: Options) -> TaskSchedulerBase:
 
 
 def interactive_scheduler(
-    options: Options, command: CommandBuilder, available_cores: int, *, localhost: bool
+    options: Options, command: CommandBuilder, available_cores: int, launcher: Launcher, *, localhost: bool
 ) -> TaskSchedulerBase:
     """The scheduler of live workers for some options.
 
@@ -96,9 +97,11 @@ def interactive_scheduler(
         options: the options
         command: builds the command line that starts a worker
         available_cores: cores that the workers may use where the options set no limit
+        launcher: starts the processes
         localhost: whether all workers run on this machine, unless the options say so
     """
     if options.records:
+        launcher.close()
         return recording_scheduler(options)
     here = localhost if options.hostname_localhost is None else options.hostname_localhost
     init = dumps(options.init_function) if options.init_function is not None else None
@@ -106,6 +109,7 @@ def interactive_scheduler(
         options.resources(),
         Limits(options.max_workers, options.max_cores, available_cores),
         Site(command, localhost=here, keep=options.block_allocation, init_function=init),
+        launcher,
         keep=options.block_allocation,
         restart_limit=options.restart_limit,
         resolve_inputs=not options.disable_dependencies,

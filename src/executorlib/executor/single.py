@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from executorlib.executor.base import BaseExecutor
-from executorlib.executor.options import Options, interactive_scheduler
 from executorlib.standalone.command import mpiexec_command
 from executorlib.standalone.hardware import usable_cpus
-from executorlib.standalone.resources import Resources
+from executorlib.standalone.interactive.launcher import make_launcher
+
+if TYPE_CHECKING:
+    from executorlib.standalone.resources import Resources
 
 
 class SingleNodeExecutor(BaseExecutor):
@@ -43,25 +45,34 @@ class SingleNodeExecutor(BaseExecutor):
         restart_limit: int = 0,
         openmpi_oversubscribe: bool = False,
     ) -> None:
-        options = Options(
-            max_workers=max_workers,
-            cache_directory=cache_directory,
-            max_cores=max_cores,
-            resource_dict=resource_dict,
-            hostname_localhost=hostname_localhost,
-            block_allocation=block_allocation,
-            init_function=init_function,
-            disable_dependencies=disable_dependencies,
-            refresh_rate=refresh_rate,
-            plot_dependency_graph=plot_dependency_graph,
-            plot_dependency_graph_filename=plot_dependency_graph_filename,
-            export_workflow_filename=export_workflow_filename,
-            log_obj_size=log_obj_size,
-            wait=wait,
-            restart_limit=restart_limit,
-            openmpi_oversubscribe=openmpi_oversubscribe,
-        )
-        super().__init__(interactive_scheduler(options, single_node_command, usable_cpus(), localhost=True))
+        launcher = make_launcher()
+        try:
+            # Imported now: the launcher's process starts meanwhile.
+            from executorlib.executor.options import Options, interactive_scheduler
+
+            options = Options(
+                max_workers=max_workers,
+                cache_directory=cache_directory,
+                max_cores=max_cores,
+                resource_dict=resource_dict,
+                hostname_localhost=hostname_localhost,
+                block_allocation=block_allocation,
+                init_function=init_function,
+                disable_dependencies=disable_dependencies,
+                refresh_rate=refresh_rate,
+                plot_dependency_graph=plot_dependency_graph,
+                plot_dependency_graph_filename=plot_dependency_graph_filename,
+                export_workflow_filename=export_workflow_filename,
+                log_obj_size=log_obj_size,
+                wait=wait,
+                restart_limit=restart_limit,
+                openmpi_oversubscribe=openmpi_oversubscribe,
+            )
+            scheduler = interactive_scheduler(options, single_node_command, usable_cpus(), launcher, localhost=True)
+        except BaseException:
+            launcher.close()
+            raise
+        super().__init__(scheduler)
 
 
 def single_node_command(resources: Resources, program: list[str]) -> list[str] | None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-from pathlib import Path
 
-BACKEND = Path(__file__).parent.parent / "backend"
+_BACKEND = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "backend")
 
 
 def get_command_path(executable: str) -> str:
     """Path of a worker program of this library, for example ``"interactive_serial.py"``."""
-    return str(BACKEND / executable)
+    return os.path.join(_BACKEND, executable)
 
 
 def mpiexec_path() -> str:
@@ -24,7 +22,11 @@ def mpiexec_path() -> str:
         FileNotFoundError: there is none
     """
     beside = os.path.join(os.path.dirname(sys.executable), "mpiexec")
-    found = beside if os.access(beside, os.X_OK) else shutil.which("mpiexec")
+    if os.access(beside, os.X_OK):
+        return beside
+    import shutil
+
+    found = shutil.which("mpiexec")
     if found is None:
         raise FileNotFoundError(
             "More than one core per task needs MPI, but there is no mpiexec, neither beside "

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import glob
 import os
-from pathlib import Path
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -27,17 +25,17 @@ def usable_cpus() -> int:
         cpus = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows
         cpus = os.cpu_count() or 1
-    quota = _cgroup_cpus(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
+    quota = _cgroup_cpus("/sys/fs/cgroup", "/proc/self/cgroup")
     return max(1, min(cpus, int(quota)) if quota is not None else cpus)
 
 
-def _cgroup_cpus(root: Path, membership: Path) -> float | None:
+def _cgroup_cpus(root: str, membership: str) -> float | None:
     """The smallest CPU quota on the way from this process's control group up to the root, in CPUs.
 
     The files are those of the kernel's documentation: cpu.max (version 2), cpu.cfs_quota_us (version 1).
     """
     try:
-        lines = membership.read_text().splitlines()
+        lines = _read(membership).splitlines()
     except OSError:
         return None
     quotas = []
@@ -45,27 +43,28 @@ def _cgroup_cpus(root: Path, membership: Path) -> float | None:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        top = root if not controllers else root / controllers
-        group = top / path.lstrip("/")
-        while True:
-            quotas.append(_quota(group))
-            if group == top or top not in group.parents:
-                break
-            group = group.parent
+        top = os.path.join(root, controllers) if controllers else root
+        parts = [part for part in path.split("/") if part]
+        quotas += [_quota(os.path.join(top, *parts[:depth])) for depth in range(len(parts) + 1)]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _quota(group: Path) -> float | None:
+def _quota(group: str) -> float | None:
     try:
-        if (group / "cpu.max").exists():
-            quota, period = (group / "cpu.max").read_text().split()
+        if os.path.exists(os.path.join(group, "cpu.max")):
+            quota, period = _read(os.path.join(group, "cpu.max")).split()
         else:
-            quota = (group / "cpu.cfs_quota_us").read_text()
-            period = (group / "cpu.cfs_period_us").read_text()
+            quota = _read(os.path.join(group, "cpu.cfs_quota_us"))
+            period = _read(os.path.join(group, "cpu.cfs_period_us"))
         share = int(quota) / int(period)
     except (OSError, ValueError):  # no such file, or "max"
         return None
     return share if share > 0 else None
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
 
 
 @functools.cache
@@ -74,23 +73,28 @@ def gpus() -> tuple[str, ...]:
     for variable in GPU_VARIABLES:
         if variable in os.environ:
             return tuple(name.strip() for name in os.environ[variable].split(",") if name.strip())
-    nvidia = glob.glob("/dev/nvidia[0-9]*")
-    if nvidia:
-        return tuple(str(number) for number in range(len(nvidia)))
-    return tuple(str(number) for number in range(len(_amd_gpus())))
+    nvidia = sum(name.removeprefix("nvidia").isdigit() for name in _list("/dev"))
+    return tuple(str(number) for number in range(nvidia or _amd_gpus()))
 
 
-def _amd_gpus() -> list[str]:
+def _amd_gpus() -> int:
     # The kernel lists CPUs among the nodes too: these have no SIMD units.
-    found = []
-    for properties in glob.glob("/sys/class/kfd/kfd/topology/nodes/*/properties"):
+    nodes = "/sys/class/kfd/kfd/topology/nodes"
+    found = 0
+    for node in _list(nodes):
         try:
-            values = dict(line.split()[:2] for line in Path(properties).read_text().splitlines())
-        except (OSError, ValueError):
+            lines = _read(os.path.join(nodes, node, "properties")).splitlines()
+        except OSError:
             continue
-        if int(values.get("simd_count", "0")) > 0:
-            found.append(properties)
+        found += any(line.split()[0] == "simd_count" and line.split()[1] != "0" for line in lines if line.strip())
     return found
+
+
+def _list(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
 
 
 def thread_environment(threads_per_core: int | None, environment: dict[str, str]) -> dict[str, str]:

@@ -46,6 +46,10 @@ class TaskSchedulerBase(ABC):
 
         return batch_futures(list(iterable), n)
 
+    def cancel(self, future: Future[Any]) -> bool:
+        """Cancel a call even if it runs, see `BaseExecutor.cancel`."""
+        return future.cancel()
+
     @abstractmethod
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; see `BaseExecutor.shutdown`."""

@@ -321,6 +321,6 @@ def has_fork_server() -> bool:
     return sys.platform == "linux" and os.environ.get("EXECUTORLIB_FORK_SERVER", "1") != "0"
 
 
-def launcher() -> Launcher:
-    """The launcher for this platform."""
+def make_launcher() -> Launcher:
+    """A launcher for this platform."""
     return ForkServer() if has_fork_server() else Subprocesses()

@@ -7,8 +7,8 @@ the greeting and the key, never unpickled, and it is dropped with one line in th
 from __future__ import annotations
 
 import logging
+import os
 import pickle
-import secrets
 import socket
 import time
 from typing import Any, NamedTuple
@@ -95,7 +95,7 @@ class Listener:
     """
 
     def __init__(self, localhost: bool) -> None:
-        self.key = secrets.token_bytes(32)
+        self.key = os.urandom(32)
         # A worker elsewhere needs every interface: which of them leads to the compute nodes is the site's secret.
         address = "127.0.0.1" if localhost else ""
         self.sock = socket.create_server((address, 0), backlog=1024)

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from executorlib.standalone.errors import TaskExitError, WorkerDiedError
+from executorlib.standalone.interactive.launcher import Launcher
 from executorlib.standalone.interactive.messages import (
     DONE,
     EXITED,
@@ -69,7 +70,7 @@ class Dispatcher:
     Methods without an underscore may be called from any thread.
     """
 
-    def __init__(self, policy: Policy, pool: ResourcePool, site: Site) -> None:
+    def __init__(self, policy: Policy, pool: ResourcePool, site: Site, launcher: Launcher) -> None:
         self._policy = policy
         self._pool = pool
         self._inbox: deque[Callable[[], None] | Task | Sequence[Task]] = deque()
@@ -77,7 +78,7 @@ class Dispatcher:
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
-        self._workers = WorkerPool(site, self._wake_reader)
+        self._workers = WorkerPool(site, self._wake_reader, launcher)
         self._graph = DependencyGraph(self._post_input_done)
         self._ready = ReadyQueue()
         self._open: dict[int, Task] = {}
@@ -122,6 +123,10 @@ class Dispatcher:
         """Take back a task from a worker at which it has not begun; returns whether that was possible."""
         return bool(self.ask(lambda: self._take_back(task), False))
 
+    def cancel_running(self, task: Task) -> bool:
+        """End the process that runs a task, and cancel the task; returns whether there was anything to end."""
+        return bool(self.ask(lambda: self._cancel_running(task), False))
+
     def forget(self, task: Task | None) -> None:
         """A task was cancelled by its user."""
         if task is not None:
@@ -157,7 +162,6 @@ class Dispatcher:
 
     def _run(self) -> None:
         try:
-            self._workers.warm_up()
             while not (self._closing and not self._open and not self._workers.workers):
                 self._work_inbox()
                 self._assign()
@@ -418,6 +422,15 @@ class Dispatcher:
         if task.worker is not None:
             self._put_back(task.worker)
         return task.worker is None
+
+    def _cancel_running(self, task: Task) -> bool:
+        worker: Worker | None = task.worker
+        if worker is None or not worker.queue or worker.queue[0] is not task:
+            return False
+        worker.accused = task.number
+        worker.verdict = CancelledError()
+        self._workers.kill(worker, time.monotonic())
+        return True
 
     # Hearing from workers
 

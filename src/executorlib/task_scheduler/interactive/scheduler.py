@@ -26,6 +26,7 @@ from executorlib.standalone.functions import (
     takes_parameter,
 )
 from executorlib.standalone.hardware import gpus
+from executorlib.standalone.interactive.launcher import Launcher
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import Payload, dumps, dumps_with_inputs
 from executorlib.task_scheduler.base import TaskSchedulerBase
@@ -95,6 +96,7 @@ class InteractiveScheduler(TaskSchedulerBase):
         resources: what a task needs unless the call says otherwise
         limits: how much may run at a time
         site: where and how workers are started
+        launcher: starts their processes, from now on only for this scheduler
         keep: whether workers are kept for further calls
         restart_limit: how often a call is tried again after the death of its worker
         resolve_inputs: whether futures among the arguments are waited for
@@ -105,6 +107,7 @@ class InteractiveScheduler(TaskSchedulerBase):
         resources: Resources,
         limits: Limits,
         site: Site,
+        launcher: Launcher,
         *,
         keep: bool,
         restart_limit: int = 0,
@@ -124,7 +127,7 @@ class InteractiveScheduler(TaskSchedulerBase):
         self._check(resources)
         slots, workers = self._capacity()
         pool = ResourcePool(slots, workers, gpus() if resources.gpus or not keep else ())
-        self._dispatcher = Dispatcher(Policy(keep, resources, restart_limit), pool, site)
+        self._dispatcher = Dispatcher(Policy(keep, resources, restart_limit), pool, site, launcher)
         # The dispatcher's thread does not hold the scheduler: without users it ends, when its tasks have.
         self._finalizer = weakref.finalize(self, self._dispatcher.shutdown)
         self._finalizer.atexit = False
@@ -211,6 +214,9 @@ class InteractiveScheduler(TaskSchedulerBase):
             return tasks
 
         return submit
+
+    def cancel(self, future: Future[Any]) -> bool:
+        return future.cancel_running() if isinstance(future, TaskFuture) else future.cancel()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._end(wait, cancel=cancel_futures)

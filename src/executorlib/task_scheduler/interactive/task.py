@@ -82,6 +82,13 @@ class TaskFuture(Future[Any]):
             self._dispatcher.forget(self._task)
         return True
 
+    def cancel_running(self) -> bool:
+        """Cancel the task even if it runs: its process is ended; returns whether it is, or will be, cancelled."""
+        if self.cancel():
+            return True
+        task = self._task
+        return task is not None and bool(self._dispatcher.cancel_running(task))
+
     def put_back(self) -> None:
         """The task goes back into the queue: it may be cancelled, or start again."""
         with self._condition:

@@ -26,7 +26,7 @@ from executorlib.standalone.interactive.launcher import (
     Launcher,
     LauncherLostError,
     Started,
-    launcher,
+    make_launcher,
 )
 from executorlib.standalone.interactive.listener import Guest, Hello, Listener
 from executorlib.standalone.interactive.messages import RANK_ERROR, SETUP, STOP, Setup
@@ -93,14 +93,16 @@ class WorkerPool:
     Args:
         site: where and how workers are started
         wake: a socket that other threads write to
+        launcher: starts the processes; another takes its place when it is lost
     """
 
-    def __init__(self, site: Site, wake: socket.socket) -> None:
+    def __init__(self, site: Site, wake: socket.socket, launcher: Launcher) -> None:
         self._site = site
         self._selector = selectors.DefaultSelector()
         self._wake = wake
         self._selector.register(wake, selectors.EVENT_READ, self._woken)
         self._launcher: Launcher | None = None
+        self._use(launcher)
         self._listener: Listener | None = None
         self._numbers = itertools.count(1)
         self._events: list[PoolEvent] = []
@@ -128,15 +130,15 @@ class WorkerPool:
         _LOG.debug("started %r", worker)
         return worker
 
-    def warm_up(self) -> None:
-        """Start what is needed before the first worker can be."""
-        self._launch()
-
     def _launch(self) -> Launcher:
         if self._launcher is None:
-            self._launcher = launcher()
-            self._selector.register(self._launcher.fileno(), selectors.EVENT_READ, self._launcher_readable)
+            self._use(make_launcher())
+        assert self._launcher is not None
         return self._launcher
+
+    def _use(self, launcher: Launcher) -> None:
+        self._launcher = launcher
+        self._selector.register(launcher.fileno(), selectors.EVENT_READ, self._launcher_readable)
 
     @staticmethod
     def _program(resources: Resources) -> list[str]:

@@ -81,10 +81,10 @@ format: $(VENV)/.full ## ruff: mend what it can
 types: $(VENV)/.full ## mypy over source, tests and examples
 	@$(PY) -m mypy --strict src tests examples
 
-bench: $(VENV)/.full ## measure, beside other libraries (BENCH_ARGS=...)
+bench: $(PY) ## measure, beside other libraries (BENCH_ARGS=...)
 	@$(PY) benchmarks/run.py $(BENCH_ARGS)
 
-bench-smoke: $(VENV)/.full ## every benchmark once and short
+bench-smoke: $(PY) ## every benchmark once and short
 	@$(PY) benchmarks/run.py --smoke $(BENCH_ARGS)
 
 docs: $(VENV)/.docs ## documentation as HTML in docs/_build/html

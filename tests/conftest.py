@@ -24,10 +24,11 @@ from typing import Any, NamedTuple, Protocol
 import psutil
 import pytest
 
+import executorlib
 from executorlib.executor.base import BaseExecutor
 from executorlib.executor.single import SingleNodeExecutor
 
-SOURCES = Path(__file__).parent.parent / "src"
+SOURCES = Path(executorlib.__file__).parent.parent
 SETTLE_SECONDS = 8.0
 SHUTDOWN_SECONDS = 10.0
 _PR_SET_CHILD_SUBREAPER = 36
@@ -222,6 +223,10 @@ class Script(Protocol):
     def __call__(self, code: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]: ...
 
 
+class StartScript(Protocol):
+    def __call__(self, code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]: ...
+
+
 @pytest.fixture
 def script_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCES), str(Path(__file__).parent / "single")])}
@@ -260,6 +265,29 @@ def script(tmp_path: Path, script_environment: dict[str, str]) -> Script:
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     return run
+
+
+@pytest.fixture
+def start_script(tmp_path: Path, script_environment: dict[str, str]) -> Iterator[StartScript]:
+    """Starts Python code as a script and does not wait for it; its output goes to a pipe as one text."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        path = tmp_path / f"script{len(started)}.py"
+        path.write_text(code)
+        environment = {**script_environment, **options.pop("env", {})}
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options}
+        command = [sys.executable, "-X", "faulthandler", str(path), *arguments]
+        started.append(subprocess.Popen(command, env=environment, text=True, **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
 
 
 # Waiting and odd places

@@ -12,10 +12,6 @@ from executorlib import SingleNodeExecutor
 pytestmark = pytest.mark.integration
 
 
-def log_prob_with_data(theta: np.ndarray, x: np.ndarray, y: np.ndarray) -> float:
-    return -0.5 * float(np.sum((y - theta[0] * x - theta[1]) ** 2))
-
-
 def test_the_posterior_is_right_and_equals_that_of_a_serial_run() -> None:
     with SingleNodeExecutor(max_workers=2, block_allocation=True) as exe:
         chain = emcee_posterior.sample(exe)
@@ -27,15 +23,20 @@ def test_the_posterior_is_right_and_equals_that_of_a_serial_run() -> None:
     assert np.array_equal(chain, emcee_posterior.sample(None))
 
 
+@pytest.mark.timeout(120)  # eight imports of emcee
 def test_a_fresh_process_for_each_likelihood() -> None:
     x = np.linspace(0.0, 1.0, 20)
     y = 3.0 * x + 1.0
     initial = np.random.default_rng(1).normal((3.0, 1.0), 0.1, (4, 2))
 
+    # A function of this module would have every process import pytest.
+    def log_prob(theta: np.ndarray, x: np.ndarray, y: np.ndarray) -> float:
+        return -0.5 * float(np.sum((y - theta[0] * x - theta[1]) ** 2))
+
     def run(pool: SingleNodeExecutor | None) -> np.ndarray:
-        sampler = emcee.EnsembleSampler(4, 2, log_prob_with_data, args=(x, y), pool=pool)
+        sampler = emcee.EnsembleSampler(4, 2, log_prob, args=(x, y), pool=pool)
         sampler.random_state = np.random.RandomState(2).get_state()
-        sampler.run_mcmc(initial, 2)
+        sampler.run_mcmc(initial, 1)
         chain: np.ndarray = sampler.get_chain()
         return chain
 

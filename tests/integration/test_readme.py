@@ -32,7 +32,7 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    for match in _BLOCK.finditer(page.read_text()):
+    for match in _BLOCK.finditer(page.read_text(encoding="utf-8")):
         yield Block(page.name, match["code"], match["printed"])
 
 
@@ -48,7 +48,7 @@ def test_a_block_runs_and_prints_what_it_says(block: Block, tmp_path: Path) -> N
     if "pylammpsmpi" in block.code:
         pytest.importorskip("pylammpsmpi", reason="pylammpsmpi needs Python 3.11")
     script = tmp_path / "block.py"
-    script.write_text(block.code)
+    script.write_text(block.code, encoding="utf-8")
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=50)
     assert done.returncode == 0, done.stdout + done.stderr
     if block.printed is not None:
@@ -57,13 +57,13 @@ def test_a_block_runs_and_prints_what_it_says(block: Block, tmp_path: Path) -> N
 
 def test_every_python_block_is_found() -> None:
     for page in PAGES:
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         assert text.count("```python\n") == len(list(blocks(page))), page
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "resources.md"], ids=["README", "resources"])
 def test_the_table_has_every_resource(page: Path) -> None:
-    named = re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)
+    named = re.findall(r"^\| `(\w+)` \|", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert set(get_type_hints(ResourceDict)) <= set(named)
 
 
@@ -71,14 +71,16 @@ def test_links_lead_somewhere() -> None:
     dead = [
         f"{page.name}: {target}"
         for page in PAGES
-        for target in _LINK.findall(_CODE.sub("", page.read_text()))
+        for target in _LINK.findall(_CODE.sub("", page.read_text(encoding="utf-8")))
         if not (page.parent / target).exists()
     ]
     assert not dead
 
 
 def test_every_exception_has_an_entry_in_troubleshooting() -> None:
-    entries = re.findall(r"^### (\w+)$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    entries = re.findall(
+        r"^### (\w+)$", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     classes = [
         name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == errors.__name__
     ]

@@ -216,6 +216,7 @@ def test_a_set_in_another_order_is_the_same_set() -> None:
 
 def test_a_set_that_contains_itself_has_a_key() -> None:
     assert default_key(identity, (Ring(),), {}).startswith("identity")
+    assert alias_key(identity, (Ring(),), {}) is None
 
 
 # No two calls with one key

@@ -108,7 +108,13 @@ def interactive_scheduler(
     return InteractiveScheduler(
         options.resources(),
         Limits(options.max_workers, options.max_cores, available_cores),
-        Site(command, localhost=here, keep=options.block_allocation, init_function=init),
+        Site(
+            command,
+            localhost=here,
+            hostname_localhost=options.hostname_localhost,
+            keep=options.block_allocation,
+            init_function=init,
+        ),
         launcher,
         keep=options.block_allocation,
         restart_limit=options.restart_limit,

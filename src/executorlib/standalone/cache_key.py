@@ -84,15 +84,19 @@ def call_key(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, A
     return CallKey(_function_name(fn) + md5(pickled, usedforsecurity=False).hexdigest(), movable)
 
 
-def alias_key(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+def alias_key(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
     """A name for a call that stays the same when the running script is moved or started by another path.
 
-    It takes longer than `call_key`: it is for a call of which no result is found by its key.
+    It takes longer than `call_key`: it is for a call of which no result is found by its key. Two scripts with the same
+    function, line for line, have one alias: what the function imports is no part of any key.
 
-    Raises:
-        Exception: what pickling the call raises.
+    Returns:
+        A name of the form of a key; None for a call that has no canonical form.
     """
-    canonical, _ = _pickle({"fn": fn, "args": args, "kwargs": kwargs}, _canonicalizer())
+    try:
+        canonical, _ = _pickle({"fn": fn, "args": args, "kwargs": kwargs}, _canonicalizer())
+    except Exception:  # as in `call_key`
+        return None
     return _canonical_key(fn, canonical)
 
 
@@ -200,7 +204,8 @@ def _sort_class_state(state: tuple[Any, ...]) -> None:
     """Sort what comes from sets: the virtual subclasses of an ABC and, in Python 3.13, the attributes of self."""
     for part in state:
         if isinstance(part, dict) and isinstance(part.get("_abc_impl"), list):
-            part["_abc_impl"] = sorted(part["_abc_impl"], key=lambda cls: (cls.__module__, cls.__qualname__))
+            living = [cls for cls in part["_abc_impl"] if cls is not None]
+            part["_abc_impl"] = sorted(living, key=lambda cls: (cls.__module__, cls.__qualname__))
         if isinstance(part, dict) and isinstance(part.get("__static_attributes__"), tuple):
             part["__static_attributes__"] = tuple(sorted(part["__static_attributes__"]))
 

@@ -31,6 +31,7 @@ def map_calls(
     finite: bool,
     timeout: float | None,
     buffersize: int | None,
+    cancel: Callable[[Iterable[Any]], None] | None = None,
 ) -> Iterator[Any]:
     """Submit the calls and iterate over their results.
 
@@ -47,25 +48,30 @@ def map_calls(
     end = None if timeout is None else timeout + time.monotonic()
     first = buffersize if buffersize is not None else (None if finite else _EAGER)
     futures = deque(submit(itertools.islice(calls, first)))
-    if first is None:
-        return _results(futures, None, end)
-    return _results(futures, lambda: submit(itertools.islice(calls, 1)), end)
+    more = None if first is None else lambda: submit(itertools.islice(calls, 1))
+    return _results(futures, more, end, cancel or _cancel_each)
 
 
-def _results(futures: deque[Any], more: Callable[[], Iterable[Any]] | None, end: float | None) -> Iterator[Any]:
+def _results(
+    futures: deque[Any],
+    more: Callable[[], Iterable[Any]] | None,
+    end: float | None,
+    cancel: Callable[[Iterable[Any]], None],
+) -> Iterator[Any]:
     try:
         while futures:
             if more is not None:
                 futures.extend(more())
-            future = futures.popleft()
-            try:
-                result = future.result(None if end is None else end - time.monotonic())
-            except BaseException:
-                future.cancel()
-                raise
-            del future
+            # Not taken out before it has ended: then it would not be cancelled with the rest.
+            result = futures[0].result(None if end is None else end - time.monotonic())
+            futures.popleft()
             yield result
             del result
     finally:
-        for future in futures:
-            future.cancel()
+        if futures:
+            cancel(futures)
+
+
+def _cancel_each(futures: Iterable[Any]) -> None:
+    for future in futures:
+        future.cancel()

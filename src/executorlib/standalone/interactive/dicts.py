@@ -15,6 +15,9 @@ from executorlib.standalone.interactive.wire import Message
 from executorlib.standalone.serialize import Payload, load_error, loads
 
 DICT = b"M"
+WELCOME = b"W"
+"""Comes first and says nothing, but it shows the key: before that a worker takes no large message."""
+
 _HEAD = struct.Struct("<cQ")
 
 
@@ -45,14 +48,15 @@ def encode_head(number: int) -> bytes:
 
 def split_dict(message: Message) -> tuple[int, Payload]:
     """The number and the pickled dictionary of a DICT message."""
-    _, number = _HEAD.unpack_from(message.body)
-    return number, Payload(message.body[_HEAD.size :], message.buffers)
+    body, buffers = message
+    _, number = _HEAD.unpack_from(body)
+    return number, Payload(body[_HEAD.size :], buffers)
 
 
 def decode_reply(message: Message, request: Request | None) -> Any:
     """The dictionary that answers a request: ``{"result": ...}`` or ``{"error": ...}``."""
+    kind = message[0][:1]
     try:
-        kind = message.body[:1]
         if kind == DICT:
             return loads(split_dict(message)[1])
         if kind == RESULT:
@@ -65,8 +69,9 @@ def decode_reply(message: Message, request: Request | None) -> Any:
 
 
 def _decode_result(message: Message, request: Request | None) -> dict[str, Any]:
-    _, status, _, _, _ = RESULT_HEAD.unpack_from(message.body)
-    payload = Payload(message.body[RESULT_HEAD.size :], message.buffers)
+    body, buffers = message
+    _, status, _, _, _ = RESULT_HEAD.unpack_from(body)
+    payload = Payload(body[RESULT_HEAD.size :], buffers)
     if status == DONE:
         return {"result": loads(payload)}
     if status == RANKS_DONE:

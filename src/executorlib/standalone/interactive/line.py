@@ -10,12 +10,14 @@ import time
 from collections import deque
 from typing import Any
 
+from executorlib.standalone.interactive.dicts import WELCOME
 from executorlib.standalone.interactive.listener import Guest, Hello, Listener, key_variable
 from executorlib.standalone.interactive.wire import Connection, Message
 
 _LOG = logging.getLogger("executorlib")
 # Made anew for each wait; epoll would cost a system call for every object in it.
 _Selector: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)
+_MAX_GUESTS = 64
 
 
 class Line:
@@ -62,7 +64,7 @@ class Line:
         if deadline is not None:
             timeout = min(timeout, deadline - time.monotonic())
         with _Selector() as selector:
-            selector.register(self._listener, selectors.EVENT_READ, self._listener.accept)
+            selector.register(self._listener, selectors.EVENT_READ, self._open_door)
             for guest in self._listener.guests.values():
                 selector.register(guest, selectors.EVENT_READ, functools.partial(self._hear_guest, guest))
             for rank in self._ranks:
@@ -72,7 +74,8 @@ class Line:
                 selector.register(self._connection, selectors.EVENT_READ | writing, self._exchange)
             ready = selector.select(max(0.0, timeout))
         for key, _ in ready:
-            key.data()
+            if key.fileobj.fileno() >= 0:  # it was not closed just now
+                key.data()
         for guest in self._listener.overdue(time.monotonic()):
             self._turn_away(guest, "it did not introduce itself")
 
@@ -100,6 +103,12 @@ class Line:
         self._listener.close()
         os.environ.pop(key_variable(self.port), None)
 
+    def _open_door(self) -> None:
+        guests = self._listener.guests
+        if len(guests) >= _MAX_GUESTS:  # those who have said nothing for longest make place: a worker is quick
+            self._turn_away(next(iter(guests.values())), "too many strangers at a time")
+        self._listener.accept()
+
     def _hear_guest(self, guest: Guest) -> None:
         try:
             introduced = guest.read(self._listener.key)
@@ -118,6 +127,7 @@ class Line:
         elif self._connection is None:
             self.hello, self._connection = hello, connection
             self.inbox.extend(messages)
+            self.send(WELCOME)
         else:
             _LOG.warning("turned away a second worker (pid %s on %s) at port %s", hello.pid, hello.host, self.port)
             connection.close()

@@ -19,6 +19,7 @@ from executorlib.standalone.command import mpiexec_command
 from executorlib.standalone.hardware import thread_environment
 
 _TERM_SECONDS = 5.0
+_LAST_TERM_SECONDS = 0.5
 _KILL_SECONDS = 5.0
 
 
@@ -137,12 +138,13 @@ class SubprocessSpawner(BaseSpawner):
             return
         grouped = process is self._grouped
         if wait:
-            _end(process, grouped)
+            _end(process, grouped, _TERM_SECONDS)
             return
         try:
-            threading.Thread(target=_end, args=(process, grouped), name="executorlib-end", daemon=True).start()
+            ender = threading.Thread(target=_end, args=(process, grouped, _TERM_SECONDS), daemon=True)
+            ender.start()
         except RuntimeError:  # the interpreter is about to end
-            _end(process, grouped, term_seconds=0.5)
+            _end(process, grouped, _LAST_TERM_SECONDS)
 
 
 class MpiExecSpawner(SubprocessSpawner):
@@ -159,7 +161,7 @@ class MpiExecSpawner(SubprocessSpawner):
         return [*mpiexec_command(self._cores, self._openmpi_oversubscribe), *command_lst]
 
 
-def _end(process: Any, grouped: bool, term_seconds: float = _TERM_SECONDS) -> None:
+def _end(process: Any, grouped: bool, term_seconds: float) -> None:
     if process.poll() is None:
         _signal(process, "SIGTERM", grouped)
         try:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # A connection that has ended and a process that has: when one is seen, the other gets so long to be seen too.
 _NEWS_SECONDS = 2.0
 _START_NEWS_SECONDS = 0.2
+_FIRST_PAUSE = 0.03
 _LONGEST_STEP = 1.0
 
 
@@ -46,16 +47,17 @@ class WorkerWatch:
         Raises:
             ExecutorlibSocketError: the worker has ended, or the stop function says that nobody needs it
         """
-        look = time.monotonic()
-        if self.line.connected:  # its end would be seen on the line
-            look += self._seconds
+        # The end of a worker that has connected is seen on the line; before that there is only its process.
+        pause = self._seconds if self.line.connected else min(_FIRST_PAUSE, self._seconds)
+        look = time.monotonic() + pause
         while not done():
             now = time.monotonic()
             if self.line.lost is not None:
                 raise self._ended()
             if now >= look:
                 self._look(done)
-                look = now + self._seconds
+                pause = min(2 * pause, self._seconds)
+                look = now + pause
             else:
                 self.line.step(min(look - now, _LONGEST_STEP))
 

@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
@@ -120,8 +120,13 @@ class Dispatcher:
         return answer[0]
 
     def take_back(self, task: Task) -> bool:
-        """Take back a task from a worker at which it has not begun; returns whether that was possible."""
-        return bool(self.ask(lambda: self._take_back(task), False))
+        """Cancel a task that waits at a worker, where it has not begun; returns whether that was possible."""
+        return bool(self.ask(lambda: self._cancel_sent(task), False))
+
+    def cancel_map(self, tasks: Iterable[Any]) -> None:
+        """Cancel those of some tasks that have not begun."""
+        some = list(tasks)
+        self.post(lambda: self._cancel_some(some))
 
     def cancel_running(self, task: Task) -> bool:
         """End the process that runs a task, and cancel the task; returns whether there was anything to end."""
@@ -130,7 +135,7 @@ class Dispatcher:
     def forget(self, task: Task | None) -> None:
         """A task was cancelled by its user."""
         if task is not None:
-            self.post(lambda: self._close_task(task))
+            self.post(lambda: self._forget(task))
 
     def queued(self) -> int:
         """Number of tasks that no worker has been sent."""
@@ -350,9 +355,14 @@ class Dispatcher:
             if not task.future.cancelled():
                 return task
             self._ready.pop()
+            self._forget(task)
+        return None
+
+    def _forget(self, task: Task) -> None:
+        """A task was cancelled by its user, who has told nobody else."""
+        if self._open.pop(task.number, None) is not None:
             self._close_task(task)
             task.future.set_running_or_notify_cancel()
-        return None
 
     def _start(self, resources: Resources) -> Worker | None:
         allotment = self._pool.take(resources)
@@ -418,10 +428,16 @@ class Dispatcher:
             task.future.put_back()
             self._ready.push_front(task)
 
-    def _take_back(self, task: Task) -> bool:
-        if task.worker is not None:
-            self._put_back(task.worker)
-        return task.worker is None
+    def _cancel_sent(self, task: Task) -> bool:
+        self._cancel_some([task])
+        return bool(task.future.cancelled())
+
+    def _cancel_some(self, tasks: Sequence[Task]) -> None:
+        for worker in {task.worker for task in tasks if task.worker is not None}:
+            self._put_back(worker)
+        for task in tasks:
+            if task.worker is None and task.number in self._open:
+                self._fail(task, CancelledError())
 
     def _cancel_running(self, task: Task) -> bool:
         worker: Worker | None = task.worker

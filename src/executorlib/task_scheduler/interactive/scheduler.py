@@ -15,7 +15,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from executorlib.standalone.functions import (
@@ -120,6 +120,7 @@ class InteractiveScheduler(TaskSchedulerBase):
         self._resolve_inputs = resolve_inputs
         self._log_obj_size = log_obj_size
         self._restart_limit = restart_limit
+        self._hostname_localhost = site.hostname_localhost
         self._has_init_function = site.init_function is not None
         self._functions = FunctionTable()
         self._closed = False
@@ -181,7 +182,8 @@ class InteractiveScheduler(TaskSchedulerBase):
         if self._resources.cache_directory is not None:
             return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize)
         calls, finite = calls_of(iterables)
-        return map_calls(self._map_submitter(fn, chunksize), calls, finite, timeout, buffersize)
+        cancel = self._dispatcher.cancel_map
+        return map_calls(self._map_submitter(fn, chunksize), calls, finite, timeout, buffersize, cancel)
 
     def _map_submitter(self, fn: Callable[..., Any], chunksize: int) -> Submit:
         results = MapResults()
@@ -250,11 +252,16 @@ class InteractiveScheduler(TaskSchedulerBase):
         self._dispatcher.resize(*self._capacity())
 
     @property
-    def info(self) -> dict[str, Any]:
-        known = {name: getattr(self._resources, name) for name in ("cores", "cwd", "openmpi_oversubscribe")}
+    def info(self) -> dict[str, Any] | None:
+        if self._closed:
+            return None
+        known = {f.name: getattr(self._resources, f.name) for f in fields(Resources)}
+        given = {f.name: known[f.name] for f in fields(Resources) if known[f.name] != f.default}
+        settings = {name: known[name] for name in ("cores", "cwd", "openmpi_oversubscribe", "cache_directory")}
         return {
-            **known,
-            "cache_directory": self._resources.cache_directory,
+            **given,
+            **settings,
+            "hostname_localhost": self._hostname_localhost,
             "log_obj_size": self._log_obj_size,
             "restart_limit": self._restart_limit,
             "max_cores": self._limits.max_cores,

@@ -74,13 +74,12 @@ class TaskFuture(Future[Any]):
 
     def cancel(self) -> bool:
         """Cancel the task unless it has begun; returns whether it is cancelled."""
-        if not super().cancel():
-            task, dispatcher = self._task, self._dispatcher
-            if task is None or not dispatcher.take_back(task) or not super().cancel():
-                return False
-        if self._dispatcher is not None:
-            self._dispatcher.forget(self._task)
-        return True
+        if super().cancel():
+            if self._dispatcher is not None:
+                self._dispatcher.forget(self._task)
+            return True
+        task = self._task
+        return task is not None and not self.done() and bool(self._dispatcher.take_back(task))
 
     def cancel_running(self) -> bool:
         """Cancel the task even if it runs: its process is ended; returns whether it is, or will be, cancelled."""

@@ -55,12 +55,14 @@ class Site:
     Attributes:
         command: builds the command line of a worker
         localhost: whether all workers run on this machine
+        hostname_localhost: what the user said about that
         keep: whether workers get several tasks
         init_function: pickled function that each worker calls first
     """
 
     command: CommandBuilder
     localhost: bool = True
+    hostname_localhost: bool | None = None
     keep: bool = False
     init_function: Payload | None = None
 

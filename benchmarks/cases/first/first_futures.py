@@ -1,0 +1,11 @@
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+
+def square(number: int) -> int:
+    return number**2
+
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor() as executor:
+        print(executor.submit(square, 7).result(), time.monotonic())

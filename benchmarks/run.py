@@ -1,0 +1,116 @@
+"""Measure this library beside others, and write a table and a plot.
+
+Each measurement is a process of its own, in the environment of the library that it measures. The libraries take turns,
+so that what else the machine does hits all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import machine
+import plot
+import report
+from environments import CACHE, ROOT, environment_of
+from measure import Outcome, measure
+from report import Line, Table
+from rows import NAMES, OURS, PEERS, ROWS, Row
+
+# Seconds that a row may spend on one peer: one that needs longer is measured less often.
+_ENOUGH = 40.0
+
+
+def main() -> int:
+    options = _options()
+    rows = [row for row in ROWS if any(fnmatch.fnmatch(row.key, pattern) for pattern in options.only)]
+    if not rows:
+        raise SystemExit(f"no such benchmark; there are {', '.join(row.key for row in ROWS)}")
+    peers = _prepare(options.peers, options.smoke)
+    load, start = machine.load(), time.monotonic()
+    lines = [_measure_row(row, peers, options) for row in rows]
+    table = Table(
+        machine=machine.describe(peers),
+        repeat=options.repeat,
+        load=(load, machine.load()),
+        minutes=(time.monotonic() - start) / 60,
+        lines=lines,
+    )
+    directory = options.output or _directory(options, complete=len(rows) == len(ROWS) and len(peers) == len(PEERS))
+    _write(table, directory)
+    if not options.smoke:  # The figures of a smoke test mean nothing.
+        print(report.as_markdown(table))
+    failures = [line.row.key for line in lines if line.ours is None]
+    if failures:
+        print(f"no figure for: {', '.join(failures)}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="every benchmark once and short, to see that they work")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="benchmarks by name")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, metavar="PEER", help=f"of {', '.join(PEERS)}")
+    parser.add_argument("--repeat", type=int, metavar="N", help="measurements of each figure; their median counts")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="benchmarks/results for a complete run, else .bench")
+    options = parser.parse_args()
+    options.repeat = options.repeat or (1 if options.smoke else 5)
+    return options
+
+
+def _prepare(chosen: list[str] | None, smoke: bool) -> list[str]:
+    """Make the environments; the peers to measure. A smoke test takes those that are there."""
+    peers = list(PEERS) if chosen is None else chosen
+    if smoke and chosen is None:
+        peers = [peer for peer in peers if environment_of(peer).ready]
+    for name in (OURS, *peers):
+        environment_of(name).make()
+    return peers
+
+
+def _measure_row(row: Row, peers: list[str], options: argparse.Namespace) -> Line:
+    libraries = [OURS, *(peer for peer in peers if peer in row.peers)]
+    outcomes: dict[str, list[Outcome]] = {library: [] for library in libraries}
+    spent = dict.fromkeys(libraries, 0.0)
+    print(f"{row.key:14}", end="", file=sys.stderr, flush=True)
+    for _ in range(options.repeat):
+        for library in libraries:
+            if any(outcome.failure for outcome in outcomes[library]) or (library != OURS and spent[library] > _ENOUGH):
+                continue
+            start = time.monotonic()
+            outcome = measure(row.case, library, row.arguments_of(library, options.smoke), row.limit)
+            outcomes[library].append(outcome)
+            spent[library] += time.monotonic() - start
+        print(".", end="", file=sys.stderr, flush=True)
+    line = Line(row, {library: _median(found) for library, found in outcomes.items()}, outcomes)
+    figures = ", ".join(f"{NAMES[library]} {report.figure(line, library)}" for library in libraries)
+    print(f" {figures} {row.unit}", file=sys.stderr, flush=True)
+    return line
+
+
+def _median(outcomes: list[Outcome]) -> Outcome:
+    """The figure of a library, or why it has none."""
+    for outcome in outcomes:
+        if outcome.failure:
+            return outcome
+    return Outcome(statistics.median(outcome.value for outcome in outcomes if outcome.value is not None))
+
+
+def _directory(options: argparse.Namespace, complete: bool) -> Path:
+    """Only a complete run replaces the figures that are kept."""
+    return ROOT / "benchmarks" / "results" if complete and not options.smoke else CACHE / "results"
+
+
+def _write(table: Table, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "results.json").write_text(report.as_json(table))
+    (directory / "results.md").write_text(report.as_markdown(table))
+    (directory / "results.svg").write_text(plot.as_svg(table))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""Tasks of several MPI ranks."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import tasks
+from conftest import Eventually, MakeExecutor, StartScript
+
+from executorlib import SingleNodeExecutor
+from executorlib.standalone.errors import ExecutorlibSocketError, WorkerDiedError
+
+pytest.importorskip("mpi4py")
+pytestmark = pytest.mark.mpi
+
+TWO = {"cores": 2}
+
+
+def rank_and_size(x: int = 0) -> tuple[int, int, int]:
+    from mpi4py import MPI
+
+    return x, MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
+
+
+def rank_times(array: Any) -> Any:
+    from mpi4py import MPI
+
+    array += 1
+    return array * MPI.COMM_WORLD.Get_rank()
+
+
+def reduce_pids() -> int:
+    from mpi4py import MPI
+
+    return int(MPI.COMM_WORLD.allreduce(1))
+
+
+def one_rank_fails(bad: int, together: bool = True) -> str:
+    """One rank raises, and the others wait for it in a collective call that never ends."""
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.Get_rank() == bad:
+        raise ValueError(f"rank {bad} fails")
+    if together:
+        MPI.COMM_WORLD.Barrier()
+    return "done"
+
+
+def one_rank_dies(bad: int) -> None:
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.Get_rank() == bad:
+        tasks.end_self(9)
+    MPI.COMM_WORLD.Barrier()
+
+
+@pytest.mark.kinds
+def test_results_of_all_ranks_in_order(make_executor: MakeExecutor) -> None:
+    with make_executor(max_workers=None, max_cores=2, resource_dict=TWO) as exe:
+        assert exe.submit(rank_and_size, 5).result() == [(5, 0, 2), (5, 1, 2)]
+        assert exe.submit(reduce_pids).result() == [2, 2]
+
+
+def test_cores_of_a_call() -> None:
+    with SingleNodeExecutor(max_cores=3) as exe:
+        assert exe.submit(rank_and_size, 1, resource_dict={"cores": 3}).result() == [(1, i, 3) for i in range(3)]
+        assert exe.submit(tasks.add, 1).result() == 1
+        assert exe.submit(tasks.add, 1, resource_dict=TWO).result() == [1, 1]
+
+
+def test_arrays_small_and_large(make_executor: MakeExecutor) -> None:
+    with make_executor(max_workers=None, max_cores=2, resource_dict=TWO) as exe:
+        for size in (3, 300_000):
+            first, second = exe.submit(rank_times, np.arange(float(size))).result()
+            np.testing.assert_array_equal(first, np.zeros(size))
+            np.testing.assert_array_equal(second, np.arange(size) + 1)
+            assert second.flags.writeable
+
+
+def test_many_calls_of_a_block_allocation() -> None:
+    with SingleNodeExecutor(max_cores=2, block_allocation=True, resource_dict=TWO) as exe:
+        assert exe.max_workers == 1
+        results = list(exe.map(rank_and_size, range(30)))
+        assert results == [[(i, 0, 2), (i, 1, 2)] for i in range(30)]
+
+
+def test_max_workers_counts_workers_in_a_block_allocation() -> None:
+    with SingleNodeExecutor(max_workers=1, block_allocation=True, resource_dict=TWO) as exe:
+        assert exe.max_workers == 1
+        assert exe.submit(rank_and_size).result() == [(0, 0, 2), (0, 1, 2)]
+
+
+def test_init_function_and_worker_id() -> None:
+    def init() -> dict[str, Any]:
+        from mpi4py import MPI
+
+        return {"rank": MPI.COMM_WORLD.Get_rank(), "pid": os.getpid()}
+
+    def use(rank: int, pid: int, executorlib_worker_id: int) -> tuple[int, bool, int]:
+        return rank, pid == os.getpid(), executorlib_worker_id
+
+    with SingleNodeExecutor(max_workers=1, block_allocation=True, resource_dict=TWO, init_function=init) as exe:
+        assert exe.submit(use).result() == [(0, True, 0), (1, True, 0)]
+
+
+def test_dependencies_between_serial_and_parallel_tasks() -> None:
+    with SingleNodeExecutor(max_cores=2) as exe:
+        first = exe.submit(tasks.add, 1, 1)
+        ranks = exe.submit(rank_and_size, first, resource_dict=TWO)
+        assert exe.submit(len, ranks).result() == 2
+        assert ranks.result()[1] == (2, 1, 2)
+
+
+def test_threads_and_cwd_of_ranks(tmp_path: Path) -> None:
+    def look() -> tuple[str | None, str]:
+        return os.environ.get("OMP_NUM_THREADS"), os.getcwd()
+
+    resources = {"cores": 2, "threads_per_core": 2, "cwd": str(tmp_path / "there")}
+    with SingleNodeExecutor(max_cores=4, resource_dict=resources) as exe:
+        assert exe.submit(look).result() == [("2", str(tmp_path / "there"))] * 2
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_all_ranks_fail(block: bool) -> None:
+    with SingleNodeExecutor(max_cores=2, resource_dict=TWO, block_allocation=block) as exe:
+        with pytest.raises(ValueError, match="on purpose") as caught:
+            exe.submit(tasks.fail).result(40)
+        assert "in fail" in str(caught.value.__cause__)
+        assert exe.submit(tasks.add, 1).result(40) == [1, 1]
+
+
+@pytest.mark.parametrize("block", [False, True])
+@pytest.mark.parametrize("bad", [0, 1])
+def test_one_rank_fails_while_the_others_wait_for_it(bad: int, block: bool) -> None:
+    with SingleNodeExecutor(max_cores=2, resource_dict=TWO, block_allocation=block) as exe:
+        exe.submit(tasks.add, 1).result(40)
+        start = time.monotonic()
+        with pytest.raises(ValueError, match=f"rank {bad} fails"):
+            exe.submit(one_rank_fails, bad).result(30)
+        assert time.monotonic() - start < 10
+        assert exe.submit(tasks.add, 1).result(40) == [1, 1]
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_one_rank_fails_alone(bad: int) -> None:
+    with SingleNodeExecutor(max_cores=2, resource_dict=TWO, block_allocation=True) as exe:
+        pids = exe.submit(tasks.pid).result(40)
+        with pytest.raises(ValueError, match=f"rank {bad} fails"):
+            exe.submit(one_rank_fails, bad, False).result(30)
+        assert exe.submit(tasks.pid).result(40) == pids, "the worker goes on"
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_one_rank_dies(bad: int) -> None:
+    with SingleNodeExecutor(max_cores=2, resource_dict=TWO, block_allocation=True) as exe:
+        with pytest.raises(WorkerDiedError):
+            exe.submit(one_rank_dies, bad).result(40)
+        assert exe.submit(tasks.add, 1).result(40) == [1, 1]
+
+
+def test_a_result_that_cannot_be_pickled() -> None:
+    with SingleNodeExecutor(max_cores=2, resource_dict=TWO, block_allocation=True) as exe:
+        with pytest.raises(TypeError, match="do not travel"):
+            exe.submit(tasks.Unpicklable).result(40)
+        assert exe.submit(tasks.add, 1).result(40) == [1, 1]
+
+
+def test_run_time_max_ends_all_ranks(tmp_path: Path, eventually: Eventually) -> None:
+    def wait() -> None:
+        (tmp_path / f"pid{os.getpid()}").touch()
+        time.sleep(600)
+
+    with SingleNodeExecutor(max_cores=2, resource_dict={"cores": 2, "run_time_max": 5}) as exe:
+        with pytest.raises(TimeoutError, match="run_time_max"):
+            exe.submit(wait).result(40)
+        pids = [int(path.name[3:]) for path in tmp_path.glob("pid*")]
+        assert len(pids) == 2
+        eventually(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+
+def test_cancelled_and_shut_down() -> None:
+    with SingleNodeExecutor(max_cores=2, resource_dict=TWO) as exe:
+        futures = [exe.submit(tasks.add, i) for i in range(3)]
+        cancelled = futures[2].cancel()
+    assert futures[0].result() == [0, 0]
+    assert cancelled == futures[2].cancelled()
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_the_program_is_killed(
+    start_script: StartScript, tmp_path: Path, eventually: Eventually, block: bool
+) -> None:
+    program = start_script(
+        "import sys\n"
+        "from executorlib import SingleNodeExecutor\n"
+        "from tasks import sleep_with_child\n"
+        "import os\n"
+        "def wait(): sleep_with_child(f'{sys.argv_}/pids{os.getpid()}')\n"
+        "folder = sys.argv[1]\n"
+        "def wait(folder): sleep_with_child(f'{folder}/pids{os.getpid()}')\n"
+        "exe = SingleNodeExecutor(max_cores=2, resource_dict={'cores': 2}, block_allocation=sys.argv[2] == 'True')\n"
+        "exe.submit(wait, folder).result()\n",
+        str(tmp_path),
+        str(block),
+    )
+    eventually(lambda: len([p for p in tmp_path.glob("pids*") if p.suffix == ""]) == 2, 40)
+    family = psutil.Process(program.pid).children(recursive=True)
+    assert len(family) >= 4
+    program.kill()
+    program.communicate(timeout=20)
+    eventually(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family), 5)
+
+
+# Launchers
+
+
+@pytest.fixture
+def other_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder like the bin of an environment, with this Python and whatever mpiexec a test puts there."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("PATH", f"{folder}:/nowhere")
+    return folder
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_a_launcher_of_another_mpi_library(other_launcher: Path, block: bool) -> None:
+    """Such a launcher starts every rank as a world of its own."""
+    launcher = other_launcher / "mpiexec"
+    launcher.write_text('#!/bin/sh\nshift 2\n"$@" & "$@" &\nwait\n')
+    launcher.chmod(0o755)
+    with SingleNodeExecutor(max_cores=2, resource_dict=TWO, block_allocation=block) as exe:
+        with pytest.raises(ExecutorlibSocketError, match="do not belong together"):
+            exe.submit(tasks.add, 1).result(40)
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_a_launcher_that_fails(other_launcher: Path, block: bool) -> None:
+    launcher = other_launcher / "mpiexec"
+    launcher.write_text("#!/bin/sh\necho 'not enough slots' >&2\nexit 6\n")
+    launcher.chmod(0o755)
+    with SingleNodeExecutor(max_cores=2, resource_dict=TWO, block_allocation=block) as exe:
+        for future in [exe.submit(tasks.add, i) for i in range(2)]:
+            with pytest.raises(ExecutorlibSocketError, match="not enough slots") as caught:
+                future.result(40)
+            assert "exit code 6" in str(caught.value)
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_no_launcher(other_launcher: Path, block: bool) -> None:
+    with SingleNodeExecutor(max_cores=2, resource_dict=TWO, block_allocation=block) as exe:
+        for future in [exe.submit(tasks.add, i) for i in range(2)]:
+            with pytest.raises(FileNotFoundError, match="pip install mpi4py"):
+                future.result(40)
+
+
+def test_oversubscription_is_passed_on(other_launcher: Path, tmp_path: Path) -> None:
+    launcher = other_launcher / "mpiexec"
+    launcher.write_text(f'#!/bin/sh\necho "$@" > "{tmp_path}/arguments"\nexit 1\n')
+    launcher.chmod(0o755)
+    with SingleNodeExecutor(max_cores=2, resource_dict=TWO, openmpi_oversubscribe=True) as exe:
+        assert exe.submit(tasks.add, 1).exception(40) is not None
+    assert (tmp_path / "arguments").read_text().startswith("-n 2 --oversubscribe ")
+
+
+def test_an_interpreter_without_mpi4py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mpi4py").mkdir()
+    (tmp_path / "mpi4py" / "__init__.py").write_text("raise ImportError('hidden by the test')\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    with SingleNodeExecutor(max_cores=2, resource_dict=TWO) as exe:
+        with pytest.raises(ExecutorlibSocketError, match="pip install mpi4py"):
+            exe.submit(tasks.add, 1).result(40)

@@ -10,7 +10,7 @@ from html import escape
 from report import Line, Table, number
 from rows import NAMES, OURS, PEERS
 
-_WIDTH, _LEFT, _RIGHT, _TOP, _PITCH = 960, 400, 40, 104, 30
+_WIDTH, _LEFT, _RIGHT, _TOP, _PITCH = 960, 410, 40, 104, 30
 _FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 _INK, _FAINT, _GRID = "#1f2328", "#656d76", "#d8dee4"
 _COLOURS = {
@@ -85,7 +85,7 @@ def _grid(axis: _Axis, bottom: float) -> list[str]:
 
 def _line(axis: _Axis, line: Line, y: float) -> list[str]:
     """The title of a row, a thin line from the worst to the best, and the marks of the peers."""
-    title = line.row.title.replace("`", "").partition(": 1,000 leaves")[0]
+    title = line.row.title.replace("`", "")
     ours = f"{number(line.ours)} {line.row.unit}" if line.ours is not None else ""
     places = {peer: axis.place(value) for peer in PEERS if (value := line.advantage(peer))}
     start, end = min(places.values()), max(places.values())

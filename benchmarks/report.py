@@ -44,9 +44,13 @@ class Line:
         return (max if self.row.more_is_better else min)(figures, key=figures.__getitem__)
 
     def advantage(self, peer: str) -> float | None:
-        """How many times better this library is than a peer; below 1 it is worse. None where a figure is about 0."""
+        """How many times better this library is than a peer; below 1 it is worse."""
         ours, theirs = self.ours, self.value(peer)
-        if ours is None or theirs is None or min(ours, theirs) < 0.01:
+        if ours is None or theirs is None:
+            return None
+        if self.row.unit.startswith("%"):  # Less than this is nothing: no ratio can be told.
+            ours, theirs = max(ours, 0.1), max(theirs, 0.1)
+        if min(ours, theirs) <= 0:
             return None
         return ours / theirs if self.row.more_is_better else theirs / ours
 
@@ -109,7 +113,7 @@ def _goal_text(row: Row, goal: Goal) -> str:
     if goal.of is None:
         return f"{sign} {bound} {row.unit}"
     if goal.of.startswith("row:"):
-        return f"{sign} {bound} × " + next(other.title for other in ROWS if other.key == goal.of[4:]).partition(":")[0]
+        return f"{sign} {bound} × " + next(other.title for other in ROWS if other.key == goal.of[4:])
     return f"{sign} {bound} × {NAMES.get(goal.of, 'the best peer')}"
 
 
@@ -151,8 +155,9 @@ def as_markdown(table: Table) -> str:
     return (
         "# Results\n\n"
         f"{machine}.\n\n"
-        f"Median of {table.repeat}; two workers where nothing else is said. Load of the machine before and after: "
-        f"{table.load[0]:.1f} and {table.load[1]:.1f}. It took {table.minutes:.0f} minutes.\n\n"
+        f"Median of {table.repeat}, of fewer where a peer takes long; two workers where nothing else is said. "
+        f"Load of the machine before and after: {table.load[0]:.1f} and {table.load[1]:.1f}. "
+        f"It took {table.minutes:.0f} minutes.\n\n"
         + _grid(["work", "this library", "goal", "reached", "best peer", "better by"], goals)
         + "\n## All figures\n\n"
         + _grid(["", *(NAMES[library] for library in libraries)], figures)

@@ -169,7 +169,7 @@ ROWS = (
     ),
     Row(
         "graph",
-        "graph of 2,001 tasks: 1,000 leaves, 1,000 pairs, one sum",
+        "graph of 2,001 tasks",
         "/s",
         "graph",
         (at_least(20_000),),
@@ -254,7 +254,7 @@ ROWS = (
     ),
     Row(
         "mpi_idle",
-        "idle MPI worker of 2 ranks: CPU of the busier rank",
+        "idle MPI worker, 2 ranks: CPU of the busier one",
         "% of a core",
         "mpi_idle_cpu",
         (at_most(5),),
@@ -264,7 +264,7 @@ ROWS = (
     ),
     Row(
         "mpi_start",
-        "idle MPI worker of 2 ranks: submit to start of a task",
+        "idle MPI worker, 2 ranks: submit to start of a task",
         "ms",
         "mpi_start",
         (at_most(2),),
@@ -285,7 +285,7 @@ ROWS = (
     ),
     Row(
         "mixed",
-        "tasks of 1 s and of 1 ms mixed, 4 workers: makespan over the ideal",
+        "tasks of 1 s and 1 ms, 4 workers: makespan / ideal",
         "×",
         "mixed",
         (at_most(1.05),),

@@ -22,7 +22,7 @@ from report import Line, Table
 from rows import NAMES, OURS, PEERS, ROWS, Row
 
 # Seconds that a row may spend on one peer: one that needs longer is measured less often.
-_ENOUGH = 40.0
+_ENOUGH = 20.0
 
 
 def main() -> int:

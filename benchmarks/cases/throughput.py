@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import heapq
+import random
 import statistics
 import time
 from typing import Any
 
 from pools import Pool, open_fresh, open_pool
-from work import add, increment, mixed_naps, nap, nothing, total
+from work import add, increment, nap, nothing, total
 
 
 def _expect(right: bool, what: str) -> None:
@@ -134,7 +135,7 @@ def mixed(library: str, long: int, short: int, workers: int = 4) -> float:
     The naps count for the ideal as long as they really were.
     """
     pool = _opened(library, workers)
-    asked = mixed_naps(long, short)
+    asked = _mixed_naps(long, short)
     start = time.perf_counter()
     handles = [pool.submit(nap, seconds) for seconds in asked]
     naps = [pool.result(handle) for handle in handles]
@@ -145,6 +146,15 @@ def mixed(library: str, long: int, short: int, workers: int = 4) -> float:
     for seconds in naps:
         heapq.heapreplace(free, free[0] + seconds)
     return makespan / max(free)
+
+
+def _mixed_naps(long: int, short: int) -> list[float]:
+    """Seconds of long naps (1 s) and short ones (1 ms), the long ones anywhere in the first half."""
+    order = random.Random(3)
+    naps = [0.001] * short
+    for _ in range(long):
+        naps.insert(order.randrange(len(naps) // 2 + 1), 1.0)
+    return naps
 
 
 CASES: dict[str, Any] = {

@@ -1,12 +1,13 @@
-"""The functions that are measured: in a module that every library's workers can import."""
+"""The functions that are measured: in a module that every library's workers can import.
+
+It imports next to nothing, as each fresh process would have to pay for it.
+"""
 
 from __future__ import annotations
 
 import os
-import random
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 
@@ -36,7 +37,7 @@ def nap(seconds: float) -> float:
 
 def await_file(path: str) -> bool:
     """Keep a worker busy until a file appears."""
-    while not Path(path).exists():
+    while not os.path.exists(path):
         time.sleep(0.02)
     return True
 
@@ -57,12 +58,3 @@ def empty_likelihood(position: Any) -> float:
 def likelihood_with_data(position: Any, data: Any) -> float:
     """A likelihood whose data matter, at next to no cost."""
     return float(data[0]) - 0.5 * float(position[0]) ** 2
-
-
-def mixed_naps(long: int, short: int) -> list[float]:
-    """Seconds of long naps (1 s) and short ones (1 ms), the long ones anywhere in the first half."""
-    order = random.Random(3)
-    naps = [0.001] * short
-    for _ in range(long):
-        naps.insert(order.randrange(len(naps) // 2 + 1), 1.0)
-    return naps

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import tasks
-from conftest import MakeExecutor
 
+from conftest import MakeExecutor
 from executorlib import SingleNodeExecutor
 
 

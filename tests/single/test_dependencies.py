@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import tasks
-from conftest import MakeExecutor
 
+from conftest import MakeExecutor
 from executorlib import SingleNodeExecutor, get_item_from_future, split_future
 from executorlib.standalone.select import FutureSelector
 

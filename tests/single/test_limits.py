@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import tasks
-from conftest import Eventually, MakeExecutor
 
+from conftest import Eventually, MakeExecutor
 from executorlib import SingleNodeExecutor
 from executorlib.standalone.hardware import usable_cpus
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import tasks
-from conftest import Eventually, MakeExecutor
 
+from conftest import Eventually, MakeExecutor
 from executorlib import SingleNodeExecutor
 
 
@@ -237,7 +237,7 @@ def test_futures_as_items(make_executor: MakeExecutor) -> None:
         assert list(exe.map(sum, [items, items[:2]])) == [10, 1]
         never: Future[int] = Future()
         never.cancel()
-        with pytest.raises(BaseException):  # noqa: B017, PT011  # CancelledError is no Exception in Python 3.10
+        with pytest.raises(BaseException):  # noqa: B017  # CancelledError is no Exception in Python 3.10
             list(exe.map(tasks.add, [never]))
 
 

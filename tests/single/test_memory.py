@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tasks
-from conftest import Eventually, MakeExecutor
 
+from conftest import Eventually, MakeExecutor
 from executorlib import SingleNodeExecutor
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import psutil
 import pytest
 import tasks
-from conftest import Eventually, MakeExecutor, StartScript
 
+from conftest import Eventually, MakeExecutor, StartScript
 from executorlib import SingleNodeExecutor
 from executorlib.standalone.errors import ExecutorlibSocketError, WorkerDiedError
 
@@ -194,15 +194,12 @@ def test_cancelled_and_shut_down() -> None:
 
 
 @pytest.mark.parametrize("block", [False, True])
-def test_the_program_is_killed(
-    start_script: StartScript, tmp_path: Path, eventually: Eventually, block: bool
-) -> None:
+def test_the_program_is_killed(start_script: StartScript, tmp_path: Path, eventually: Eventually, block: bool) -> None:
     program = start_script(
         "import sys\n"
         "from executorlib import SingleNodeExecutor\n"
         "from tasks import sleep_with_child\n"
         "import os\n"
-        "def wait(): sleep_with_child(f'{sys.argv_}/pids{os.getpid()}')\n"
         "folder = sys.argv[1]\n"
         "def wait(folder): sleep_with_child(f'{folder}/pids{os.getpid()}')\n"
         "exe = SingleNodeExecutor(max_cores=2, resource_dict={'cores': 2}, block_allocation=sys.argv[2] == 'True')\n"
@@ -267,7 +264,7 @@ def test_no_launcher(other_launcher: Path, block: bool) -> None:
 
 def test_oversubscription_is_passed_on(other_launcher: Path, tmp_path: Path) -> None:
     launcher = other_launcher / "mpiexec"
-    launcher.write_text(f'#!/bin/sh\necho "$@" > "{tmp_path}/arguments"\nexit 1\n')
+    launcher.write_text(f'#!/bin/sh\nprintf "%s " "$@" > "{tmp_path}/arguments"\nexit 1\n')
     launcher.chmod(0o755)
     with SingleNodeExecutor(max_cores=2, resource_dict=TWO, openmpi_oversubscribe=True) as exe:
         assert exe.submit(tasks.add, 1).exception(40) is not None

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import tasks
-from conftest import MakeExecutor
 
 import executorlib
+from conftest import MakeExecutor
 from executorlib import BaseExecutor, SingleNodeExecutor
 from executorlib.standalone.hardware import usable_cpus
 

@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import pytest
 import tasks
-from conftest import Eventually, MakeExecutor, Script
 
+from conftest import Eventually, MakeExecutor, Script
 from executorlib import SingleNodeExecutor
 
 THREAD_VARIABLES = (

@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 import tasks
-from conftest import Eventually, MakeExecutor, Script, StartScript
 
+from conftest import Eventually, MakeExecutor, Script, StartScript
 from executorlib import SingleNodeExecutor
 
 MODES = pytest.mark.parametrize("mode", ["fresh", "block", "fresh-spawned", "block-spawned"])
@@ -315,9 +315,7 @@ def test_ctrl_c_without_a_with_block(start_script: StartScript, tmp_path: Path) 
 
 
 @MODES
-def test_the_program_is_killed(
-    start_script: StartScript, tmp_path: Path, mode: str, eventually: Eventually
-) -> None:
+def test_the_program_is_killed(start_script: StartScript, tmp_path: Path, mode: str, eventually: Eventually) -> None:
     """No worker, no child of a task, no fork server is left after 5 seconds."""
     program = start_script(
         PRELUDE + "exe = SingleNodeExecutor(**options)\n"
@@ -371,9 +369,7 @@ def test_sigterm_ends_the_program_and_its_workers(
 
 
 @MODES
-def test_standard_input_and_output_are_not_held(
-    start_script: StartScript, tmp_path: Path, mode: str
-) -> None:
+def test_standard_input_and_output_are_not_held(start_script: StartScript, tmp_path: Path, mode: str) -> None:
     """A task finds an empty standard input, and leaves that of the program alone."""
     program = start_script(
         PRELUDE + "def read():\n"

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import tasks
-from conftest import MakeExecutor, Script
 
+from conftest import MakeExecutor, Script
 from executorlib import SingleNodeExecutor
 from executorlib.standalone.errors import RemoteTraceback
 

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 import tasks
-from conftest import Eventually, MakeExecutor
 
+from conftest import Eventually, MakeExecutor
 from executorlib import SingleNodeExecutor
 from executorlib.standalone.errors import ExecutorlibSocketError, RemoteError, TaskExitError, WorkerDiedError
 
@@ -157,9 +157,7 @@ def _complain_and_die() -> None:
 
 
 @pytest.mark.kinds
-def test_children_of_a_dead_task_are_ended(
-    make_executor: MakeExecutor, tmp_path: Path, eventually: Eventually
-) -> None:
+def test_children_of_a_dead_task_are_ended(make_executor: MakeExecutor, tmp_path: Path, eventually: Eventually) -> None:
     note = tmp_path / "pids"
     with make_executor(max_workers=1) as exe:
         future = exe.submit(tasks.sleep_with_child, note)
@@ -384,9 +382,8 @@ def test_an_exception_that_holds_what_cannot_be_pickled(make_executor: MakeExecu
     def fails() -> None:
         raise ValueError("with a lock", __import__("threading").Lock())
 
-    with make_executor(max_workers=1) as exe:
-        with pytest.raises(RemoteError, match="ValueError"):
-            exe.submit(fails).result(20)
+    with make_executor(max_workers=1) as exe, pytest.raises(RemoteError, match="ValueError"):
+        exe.submit(fails).result(20)
 
 
 def test_recursion_without_end_is_an_exception(make_executor: MakeExecutor) -> None:
@@ -406,9 +403,8 @@ def test_memory_without_end_is_an_error(make_executor: MakeExecutor) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
         return len(bytearray(8 << 30))
 
-    with make_executor(max_workers=1) as exe:
-        with pytest.raises(MemoryError):
-            exe.submit(hungry).result(30)
+    with make_executor(max_workers=1) as exe, pytest.raises(MemoryError):
+        exe.submit(hungry).result(30)
 
 
 @pytest.mark.kinds

@@ -63,7 +63,9 @@ def test_a_function_that_cannot_change_is_recognised_without_pickling(table: Fun
         script("n = 0\ndef f():\n    global n\n    n += 1\n    return n")["f"],
         script("def f(x=[]): return x")["f"],
         script("def f(): pass\nf.attribute = 1")["f"],
-        script("def outer():\n    n = 0\n    def f():\n        nonlocal n\n        n += 1\n    return f\nf = outer()")["f"],
+        script("def outer():\n    n = 0\n    def f():\n        nonlocal n\n        n += 1\n    return f\nf = outer()")[
+            "f"
+        ],
         script("class C:\n    n = 0\ndef f(): C.n += 1")["f"],
         functools.partial(plain, 1),
         [].append,
@@ -187,9 +189,6 @@ def test_errors_of_pickling_pass_through(table: FunctionTable) -> None:
 
     with pytest.raises(RuntimeError, match="do not pickle me"):
         table.add(Trap())
-    for wrong in (5, None, "name"):
-        with pytest.raises(TypeError):
-            table.add(wrong)  # type: ignore[arg-type]
 
 
 # Names and parameters

@@ -58,9 +58,7 @@ FUNCTIONS = {
     "executorlib:get_future_from_cache": "cache_directory, cache_key",
     "executorlib:get_item_from_future": "future, key",
     "executorlib:split_future": "future, n",
-    "executorlib:terminate_task_in_cache": (
-        "cache_directory, cache_key, pysqa_config_directory=None, backend=None"
-    ),
+    "executorlib:terminate_task_in_cache": ("cache_directory, cache_key, pysqa_config_directory=None, backend=None"),
     "executorlib:terminate_tasks_in_cache": "cache_directory, pysqa_config_directory=None, backend=None",
     "executorlib.api:cancel_items_in_queue": "que",
     "executorlib.api:cloudpickle_register": "ind=2",

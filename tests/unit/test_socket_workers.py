@@ -216,24 +216,9 @@ def test_a_worker_needs_a_command_a_spawner_and_a_port() -> None:
 
 
 @pytest.fixture
-def parallel_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """interactive_parallel.py with the dictionaries hooked in."""
-    path = tmp_path / "parallel.py"
-    path.write_text(
-        "import sys\n"
-        "from mpi4py import MPI\n"
-        "from executorlib.backend.dict_calls import DictLink\n"
-        "from executorlib.backend.interactive_parallel import RankLink, RankRunner\n"
-        "from executorlib.backend.remote import Arguments, introduce\n"
-        "arguments = Arguments.parse(sys.argv[1:])\n"
-        "comm = MPI.COMM_WORLD.Dup()\n"
-        "connection = introduce(arguments, 0, comm.size) if comm.rank == 0 else None\n"
-        "fileno = None if connection is None else connection.fileno()\n"
-        "link = DictLink(RankLink(comm, connection), arguments.worker, fileno)\n"
-        "link.serve(RankRunner(link, comm, arguments))\n"
-    )
+def parallel_program(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("PYTHONPATH", str(SOURCES))
-    return [sys.executable, str(path)]
+    return [sys.executable, get_command_path("interactive_parallel.py")]
 
 
 @pytest.mark.mpi

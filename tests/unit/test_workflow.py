@@ -124,8 +124,7 @@ def edges(session: Session) -> list[tuple[str, str, str]]:
     """The arrows by the names of what they join."""
     sketch = session.outline()
     return [
-        (sketch.boxes[arrow.source].title, arrow.label, sketch.boxes[arrow.target].title)
-        for arrow in sketch.arrows
+        (sketch.boxes[arrow.source].title, arrow.label, sketch.boxes[arrow.target].title) for arrow in sketch.arrows
     ]
 
 
@@ -299,9 +298,7 @@ def test_a_huge_graph_is_drawn_in_seconds(session: Session) -> None:
 # ------------------------------------------------------------------------------------------- files
 
 
-def test_dot_text_needs_no_library(
-    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dot_text_needs_no_library(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pygraphviz", None)
     session.submit(collect, [session.submit(add, n, "<&>") for n in range(500)])
     for name in ("graph.dot", "graph.gv", "graph"):
@@ -329,9 +326,7 @@ def test_an_empty_graph_is_an_empty_picture(session: Session, tmp_path: Path) ->
     assert (tmp_path / "graph.svg").stat().st_size > 0
 
 
-def test_an_unknown_format_is_refused_before_anything_is_drawn(
-    session: Session, tmp_path: Path
-) -> None:
+def test_an_unknown_format_is_refused_before_anything_is_drawn(session: Session, tmp_path: Path) -> None:
     for action in (check_drawable, functools.partial(draw, session.recorder.graph())):
         with pytest.raises(ValueError, match=r"'docx'.*use one of dot, svg, png, pdf"):
             action(tmp_path / "graph.docx")
@@ -417,9 +412,7 @@ def test_the_file_is_what_executorlib_1_11_writes(session: Session, tmp_path: Pa
     }
 
 
-def test_equal_numbers_share_a_node_but_lists_and_types_do_not(
-    session: Session, tmp_path: Path
-) -> None:
+def test_equal_numbers_share_a_node_but_lists_and_types_do_not(session: Session, tmp_path: Path) -> None:
     for x, y in ((1, 1), (1.0, True), ("1", None), ([1], [1]), (float("nan"), float("nan"))):
         session.submit(add, x, y)
     values = [n["value"] for n in session.export(tmp_path)["nodes"] if n["type"] == "input"]
@@ -521,17 +514,13 @@ def test_a_function_of_the_script_is_exported_with_a_warning(
     assert document["nodes"][0]["value"] == "__main__.step"
 
 
-def test_a_task_without_any_input_is_exported_with_a_warning(
-    session: Session, tmp_path: Path
-) -> None:
+def test_a_task_without_any_input_is_exported_with_a_warning(session: Session, tmp_path: Path) -> None:
     session.submit(collect, session.submit(no_parameters))
     with pytest.warns(UserWarning, match=r"no_parameters without any input"):
         session.export(tmp_path)
 
 
-def test_results_of_finished_foreign_futures_are_constants(
-    session: Session, tmp_path: Path
-) -> None:
+def test_results_of_finished_foreign_futures_are_constants(session: Session, tmp_path: Path) -> None:
     foreign: Future[Any] = Future()
     foreign.set_result([5, 6])
     session.submit(add, split_future(foreign, 2)[1], 1)
@@ -625,9 +614,7 @@ def test_the_reader_runs_keyword_arguments_of_any_name(session: Session, run_exp
     assert run_exported(session) == {"a": 1, "b": 2}
 
 
-def test_exporting_and_drawing_say_nothing_when_all_is_well(
-    session: Session, tmp_path: Path
-) -> None:
+def test_exporting_and_drawing_say_nothing_when_all_is_well(session: Session, tmp_path: Path) -> None:
     session.submit(add, 1, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -71,7 +71,7 @@ def explain_missing_argument(error: BaseException, fn: Any, args: tuple[Any, ...
     if hasattr(error, "add_note"):
         error.add_note(note)
     else:  # Python 3.10 keeps the note, but does not print it
-        error.__notes__ = [note]
+        setattr(error, "__notes__", [note])  # noqa: B010  # mypy knows of no such attribute there
 
 
 def log_error(path: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], error: BaseException) -> None:

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 from executorlib.backend.calls import flush_output, left_open, supplied_for
 from executorlib.backend.runner import Link, Outcome
-from executorlib.standalone.interactive.dicts import DICT, WELCOME, split_dict
-from executorlib.standalone.interactive.messages import DONE, EXITED, FAILED, RESULT, RESULT_HEAD, STOP
+from executorlib.standalone.interactive.dicts import split_dict
+from executorlib.standalone.interactive.messages import DICT, DONE, EXITED, FAILED, RESULT, RESULT_HEAD, STOP, WELCOME
 from executorlib.standalone.interactive.wire import Message
 from executorlib.standalone.serialize import Payload, dump_error, dumps, loads
 

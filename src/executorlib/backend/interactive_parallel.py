@@ -22,11 +22,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from executorlib.backend.remote import Arguments, introduce, watch_lifeline
-from executorlib.backend.runner import Outcome, Runner
+from executorlib.backend.dict_calls import DictLink
+from executorlib.backend.remote import Arguments, introduce, leave_package_folder, watch_lifeline
+from executorlib.backend.runner import Link, Outcome, Runner
 from executorlib.backend.worker import finish, make_main
 from executorlib.standalone.interactive.messages import DONE, RANK_ERROR, RANKS_DONE, Setup
-from executorlib.standalone.interactive.wire import Connection, Message
+from executorlib.standalone.interactive.wire import Connection, Message, ProtocolError
 from executorlib.standalone.serialize import Payload
 
 # The first pauses of a rank that waits are short: the next task often comes at once.
@@ -64,7 +65,9 @@ class RankLink:
         if self._connection is not None:
             try:
                 message = self._connection.receive()
-            except (EOFError, ConnectionError):
+            except (EOFError, ConnectionError) as error:
+                if isinstance(error, ProtocolError):
+                    print(f"executorlib: {error}", file=sys.stderr)
                 message = None
         sizes = None if message is None else [len(buffer) for buffer in message[1]]
         sizes = self._broadcast_small(sizes)
@@ -102,7 +105,7 @@ class RankLink:
 class RankRunner(Runner):
     """Runs every task on this rank and brings the outcomes of all ranks together."""
 
-    def __init__(self, link: RankLink, comm: Any, arguments: Arguments) -> None:
+    def __init__(self, link: Link, comm: Any, arguments: Arguments) -> None:
         super().__init__(link)
         self._comm = comm
         self._arguments = arguments
@@ -115,7 +118,7 @@ class RankRunner(Runner):
 
     def report(self, number: int, outcome: Outcome) -> None:
         """Bring the outcomes together; rank 0 sends the results, or the first error."""
-        if outcome.status != DONE and self._comm.rank > 0:
+        if outcome.status != DONE:
             self._report_error(number, outcome)
         outcomes = self._gather(outcome)
         if outcomes is None:
@@ -131,8 +134,12 @@ class RankRunner(Runner):
         super().report(number, Outcome(RANKS_DONE, payload, outcome.start, seconds))
 
     def _report_error(self, number: int, outcome: Outcome) -> None:
+        message = RANK_ERROR + pickle.dumps((number, outcome.payload.data))
+        if self._comm.rank == 0:
+            self._link.send(message)
+            return
         connection = introduce(self._arguments, self._comm.rank, self._comm.size)
-        connection.send(RANK_ERROR + pickle.dumps((number, outcome.payload.data)))
+        connection.send(message)
         connection.close()
 
     def _gather(self, outcome: Outcome) -> list[Outcome] | None:
@@ -164,11 +171,13 @@ def main(argv: list[str]) -> None:
     comm = MPI.COMM_WORLD.Dup()
     connection = introduce(arguments, 0, comm.size) if comm.rank == 0 else None
     make_main()
-    RankRunner(RankLink(comm, connection), comm, arguments).serve()
+    link = DictLink(RankLink(comm, connection), arguments.worker, None if connection is None else connection.fileno())
+    link.serve(RankRunner(link, comm, arguments))
     finish()
     if connection is not None:
         connection.close()
 
 
 if __name__ == "__main__":
+    leave_package_folder()
     main(sys.argv[1:])

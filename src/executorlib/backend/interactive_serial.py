@@ -15,14 +15,14 @@ if __name__ == "__main__":
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from executorlib.backend.dict_calls import DictLink
-from executorlib.backend.remote import Arguments, introduce, watch_lifeline
+from executorlib.backend.remote import Arguments, introduce, leave_package_folder, watch_lifeline
 from executorlib.backend.runner import Runner
 from executorlib.backend.worker import finish, make_main
 
 
 def main(argv: list[str]) -> None:
     """Work until the executor says stop or is gone."""
-    arguments = Arguments.parse(["--worker" if argument == "--worker-id" else argument for argument in argv])
+    arguments = Arguments.parse(argv)
     watch_lifeline()
     connection = introduce(arguments)
     make_main()
@@ -32,20 +32,6 @@ def main(argv: list[str]) -> None:
     connection.close()
 
 
-def _leave_folder() -> None:
-    """Take this package's folder from the path: in the Python of another environment its NumPy would be a stranger."""
-    import importlib.util
-
-    folder = sys.path.pop(0)
-    if importlib.util.find_spec("cloudpickle") is None:  # pure Python, and needed to receive most functions
-        sys.path.append(folder)
-        try:
-            importlib.import_module("cloudpickle")
-        except ImportError:  # each function that needs it will say so
-            pass
-        sys.path.remove(folder)
-
-
 if __name__ == "__main__":
-    _leave_folder()
+    leave_package_folder()
     main(sys.argv[1:])

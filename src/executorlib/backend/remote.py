@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
+import importlib.util
 import os
 import pickle
 import platform
+import signal
 import socket
 import sys
 import threading
@@ -32,7 +35,7 @@ class Arguments(NamedTuple):
         parser = argparse.ArgumentParser(description="A worker of an executorlib executor.")
         parser.add_argument("--host", default="localhost", help="host of the executor")
         parser.add_argument("--zmqport", type=int, required=True, help="port of the executor")
-        parser.add_argument("--worker", type=int, default=0, help="number of the worker")
+        parser.add_argument("--worker", "--worker-id", type=int, default=0, help="number of the worker")
         known, _ = parser.parse_known_args(argv)
         # The task and what it starts have no business with the key.
         key = os.environ.pop(key_variable(known.zmqport), None)
@@ -74,6 +77,20 @@ def watch_lifeline() -> None:
     def watch() -> None:
         with contextlib.suppress(OSError):
             os.read(lifeline, 1)
+        if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)  # with what the task has started
         os._exit(1)
 
     threading.Thread(target=watch, name="executorlib-lifeline", daemon=True).start()
+
+
+def leave_package_folder() -> None:
+    """Take this package's folder from the path: in the Python of another environment its NumPy would be a stranger."""
+    folder = sys.path.pop(0)
+    if importlib.util.find_spec("cloudpickle") is None:  # pure Python, and needed to receive most functions
+        sys.path.append(folder)
+        try:
+            importlib.import_module("cloudpickle")
+        except ImportError:  # each function that needs it will say so
+            pass
+        sys.path.remove(folder)

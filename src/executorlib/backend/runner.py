@@ -32,6 +32,7 @@ from executorlib.standalone.interactive.messages import (
     Item,
     Setup,
 )
+from executorlib.standalone.interactive.wire import ProtocolError
 from executorlib.standalone.serialize import Payload, dump_error, dumps, loads, loads_with_inputs
 
 _HIDE_FROM_TRACEBACK = True
@@ -164,6 +165,8 @@ class Runner:
         while True:
             try:
                 body, buffers = self._link.receive()
+            except ProtocolError:
+                raise
             except (EOFError, ConnectionError):
                 return
             kind = body[:1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 
 THREAD_VARIABLES = (
@@ -72,7 +73,9 @@ def gpus() -> tuple[str, ...]:
     """The GPUs of this machine by the names that GPU_VARIABLES take; those that the environment allows."""
     for variable in GPU_VARIABLES:
         if variable in os.environ:
-            return tuple(name.strip() for name in os.environ[variable].split(",") if name.strip())
+            names = (name.strip() for name in os.environ[variable].split(","))
+            # CUDA takes the names up to the first that is none, such as -1 or Slurm's NoDevFiles.
+            return tuple(itertools.takewhile(lambda name: name and name[0] != "-" and name != "NoDevFiles", names))
     nvidia = sum(name.removeprefix("nvidia").isdigit() for name in _list("/dev"))
     return tuple(str(number) for number in range(nvidia or _amd_gpus()))
 

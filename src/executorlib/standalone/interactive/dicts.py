@@ -10,13 +10,9 @@ import struct
 from typing import Any, NamedTuple
 
 from executorlib.standalone.errors import ExecutorlibSocketError, TaskExitError
-from executorlib.standalone.interactive.messages import DONE, EXITED, RANKS_DONE, RESULT, RESULT_HEAD
+from executorlib.standalone.interactive.messages import DICT, DONE, EXITED, RANKS_DONE, RESULT, RESULT_HEAD
 from executorlib.standalone.interactive.wire import Message
 from executorlib.standalone.serialize import Payload, load_error, loads
-
-DICT = b"M"
-WELCOME = b"W"
-"""Comes first and says nothing, but it shows the key: before that a worker takes no large message."""
 
 _HEAD = struct.Struct("<cQ")
 

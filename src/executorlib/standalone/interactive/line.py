@@ -10,14 +10,13 @@ import time
 from collections import deque
 from typing import Any
 
-from executorlib.standalone.interactive.dicts import WELCOME
 from executorlib.standalone.interactive.listener import Guest, Hello, Listener, key_variable
+from executorlib.standalone.interactive.messages import RANK_ERROR, WELCOME
 from executorlib.standalone.interactive.wire import Connection, Message
 
 _LOG = logging.getLogger("executorlib")
 # Made anew for each wait; epoll would cost a system call for every object in it.
 _Selector: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)
-_MAX_GUESTS = 64
 
 
 class Line:
@@ -104,9 +103,8 @@ class Line:
         os.environ.pop(key_variable(self.port), None)
 
     def _open_door(self) -> None:
-        guests = self._listener.guests
-        if len(guests) >= _MAX_GUESTS:  # those who have said nothing for longest make place: a worker is quick
-            self._turn_away(next(iter(guests.values())), "too many strangers at a time")
+        if self._listener.is_crowded():  # who has said nothing for longest makes place: a worker is quick
+            self._turn_away(next(iter(self._listener.guests.values())), "too many strangers at a time")
         self._listener.accept()
 
     def _hear_guest(self, guest: Guest) -> None:
@@ -150,7 +148,8 @@ class Line:
             self._connection.discard()
             self.lost = str(reason)
             return
-        self.inbox.extend(messages)
+        for message in messages:  # the first rank has no other connection to say that it has failed
+            (self.asides if message[0][:1] == RANK_ERROR else self.inbox).append(message)
         if closed:
             self._connection.discard()
             self.lost = "it closed the connection"

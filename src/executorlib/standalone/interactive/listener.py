@@ -23,7 +23,7 @@ from executorlib.standalone.interactive.wire import (
 )
 
 _GREETING_SECONDS = 10.0
-_MAX_STRANGERS = 256
+_MAX_STRANGERS = 64
 _LOG = logging.getLogger("executorlib")
 
 
@@ -116,8 +116,12 @@ class Listener:
         """What a worker program needs on its command line."""
         return ["--host", self.host, "--zmqport", str(self.port)]
 
+    def is_crowded(self) -> bool:
+        """Whether so many wait to introduce themselves that one has to go before the next comes in."""
+        return len(self.guests) >= _MAX_STRANGERS
+
     def accept(self) -> Guest | None:
-        """The next peer at the door; None when there is none, or no place for it."""
+        """The next peer at the door; None when there is none."""
         try:
             sock, _ = self.sock.accept()
         except OSError:  # it has gone again
@@ -125,10 +129,6 @@ class Listener:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if len(self.guests) >= _MAX_STRANGERS:
-            self.dropped("too many strangers at a time")
-            sock.close()
-            return None
         guest = Guest(sock)
         self.guests[guest.fileno()] = guest
         return guest

@@ -11,10 +11,14 @@ FUNCTION = b"F"
 FORGET = b"G"
 RUN = b"R"
 STOP = b"X"
+# Comes first over TCP and says nothing, but it shows the key: before that a worker takes no large message.
+WELCOME = b"W"
 # To the dispatcher:
 HELLO = b"H"
 RESULT = b"D"
 RANK_ERROR = b"E"
+# Both ways: a dictionary of a `SocketInterface`.
+DICT = b"M"
 
 # Number of a batch whose tasks nobody takes back; the others are 1 to 255.
 UNCLAIMED = 0

@@ -139,7 +139,10 @@ class Decoder:
             head_size = PREFIX.size + 8 * count + (TAG_BYTES if signed else 0)
             if end - start < head_size:
                 break
-            large = _LargeMessage(data[start : start + head_size], size, count, signed)
+            try:
+                large = _LargeMessage(data[start : start + head_size], size, count, signed)
+            except (MemoryError, OSError, OverflowError) as error:  # its size is not yet known to be true
+                raise ProtocolError("a message of a size that cannot be") from error
             start = large.take(data, start + head_size)
             if not large.complete:
                 self._large = large

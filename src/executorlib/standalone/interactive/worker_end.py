@@ -19,9 +19,9 @@ from socket import gethostname
 from typing import Any
 
 from executorlib.standalone.errors import ExecutorlibSocketError
-from executorlib.standalone.interactive.dicts import WELCOME, encode_head, split_dict
+from executorlib.standalone.interactive.dicts import encode_head, split_dict
 from executorlib.standalone.interactive.listener import Hello, key_variable
-from executorlib.standalone.interactive.messages import HELLO
+from executorlib.standalone.interactive.messages import HELLO, WELCOME
 from executorlib.standalone.interactive.wire import Connection, connect
 from executorlib.standalone.serialize import dumps, loads
 

@@ -213,7 +213,8 @@ class Dispatcher:
             except IndexError:
                 return
             if callable(item):
-                item()
+                with _user_code():  # whoever asked must get an answer
+                    item()
                 continue
             reason = self._fatal or "cannot schedule new futures after shutdown"
             for task in [item] if isinstance(item, Task) else item:
@@ -307,12 +308,13 @@ class Dispatcher:
         while (task := self._next_ready()) is not None:
             worker = self._start(task.resources)
             if worker is None:
-                return
+                if self._next_ready() is task:  # there is no place for it now
+                    return
+                continue  # it has failed, because no worker could be started for it
             self._ready.pop()
-            if task.future.set_running_or_notify_cancel():
+            if self._begin(task):
                 self._send(worker, [task])
             else:
-                self._close_task(task)
                 self._workers.stop(worker, time.monotonic())
 
     def _assign_to_kept(self) -> None:
@@ -341,11 +343,9 @@ class Dispatcher:
                 if room == 0:
                     break
                 for like in self._ready.pop_like(min(room, share - len(batch))):
-                    if like.future.set_running_or_notify_cancel():
+                    if self._begin(like):
                         like.estimate = seconds or 0.0
                         batch.append(like)
-                    else:
-                        self._close_task(like)
                 worker.backlog = sum(t.estimate for t in worker.queue) + sum(t.estimate for t in batch)
             if batch:
                 self._send(worker, batch)
@@ -357,6 +357,15 @@ class Dispatcher:
             self._ready.pop()
             self._forget(task)
         return None
+
+    def _begin(self, task: Task) -> bool:
+        """A task is about to be sent; returns whether its user still wants it."""
+        if task.number not in self._open:
+            return False
+        if not task.future.set_running_or_notify_cancel():
+            self._close_task(task)
+            return False
+        return True
 
     def _forget(self, task: Task) -> None:
         """A task was cancelled by its user, who has told nobody else."""

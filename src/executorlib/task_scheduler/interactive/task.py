@@ -77,6 +77,7 @@ class TaskFuture(Future[Any]):
         if super().cancel():
             if self._dispatcher is not None:
                 self._dispatcher.forget(self._task)
+                self._task = None
             return True
         task = self._task
         return task is not None and not self.done() and bool(self._dispatcher.take_back(task))
@@ -87,6 +88,16 @@ class TaskFuture(Future[Any]):
             return True
         task = self._task
         return task is not None and bool(self._dispatcher.cancel_running(task))
+
+    # A task knows its future: an end of that cycle frees a large result with the last reference to the future.
+
+    def set_result(self, result: Any) -> None:
+        self._task = None
+        super().set_result(result)
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        self._task = None
+        super().set_exception(exception)
 
     def put_back(self) -> None:
         """The task goes back into the queue: it may be cancelled, or start again."""

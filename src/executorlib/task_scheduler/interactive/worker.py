@@ -18,8 +18,6 @@ from executorlib.task_scheduler.interactive.task import Task
 # Work sent ahead to a worker, in seconds. Less than the time for which another thread of the program may hold the
 # interpreter (sys.getswitchinterval, 5 ms) would let workers run dry while the program submits.
 WINDOW_SECONDS = 0.01
-# A worker whose tasks cannot be taken back gets less: what waits behind a long task waits for its end.
-UNCLAIMED_WINDOW_SECONDS = 0.002
 # One task more is sent ahead where the way of a message is worth saving.
 PREFETCH_SECONDS = 0.05
 MAX_BATCH = 256
@@ -74,21 +72,17 @@ class Worker:
         where = f" on {self.host}" if self.host else ""
         return f"worker {self.place} (pid {self.pid}{where})"
 
-    @property
-    def window(self) -> float:
-        return WINDOW_SECONDS if self.claims is not None else UNCLAIMED_WINDOW_SECONDS
-
     def room(self, seconds: float | None, sent: int) -> int:
         """How many more tasks should be sent that take so long each, beside those in the queue and in the batch."""
         waiting = len(self.queue) + sent
-        if seconds is None:  # not measured yet: one at a time
+        if seconds is None or self.claims is None:  # not measured yet, or not to be taken back: one at a time
             return 0 if waiting else 1
-        room = min(int((self.window - self.backlog) / max(seconds, 1e-7)), MAX_BATCH - waiting)
+        room = min(int((WINDOW_SECONDS - self.backlog) / max(seconds, 1e-7)), MAX_BATCH - waiting)
         if room > 0:
             return room
         if waiting == 0:
             return 1
-        return int(waiting == 1 and self.claims is not None and seconds <= PREFETCH_SECONDS)
+        return int(waiting == 1 and seconds <= PREFETCH_SECONDS)
 
     def send(self, tasks: Sequence[Task], now: float) -> None:
         """Send tasks, and first the functions that the worker does not know.

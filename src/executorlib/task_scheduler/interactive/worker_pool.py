@@ -29,7 +29,7 @@ from executorlib.standalone.interactive.launcher import (
     make_launcher,
 )
 from executorlib.standalone.interactive.listener import Guest, Hello, Listener
-from executorlib.standalone.interactive.messages import RANK_ERROR, SETUP, STOP, Setup
+from executorlib.standalone.interactive.messages import RANK_ERROR, SETUP, STOP, WELCOME, Setup
 from executorlib.standalone.interactive.wire import Connection, Message, ProtocolError
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import Payload
@@ -198,6 +198,8 @@ class WorkerPool:
             gpus=worker.allotment.gpus,
         )
         buffers = init.buffers if init is not None else ()
+        if not forked:
+            self._send(worker, WELCOME)
         self._send(worker, SETUP + pickle.dumps(tuple(setup)), buffers)
 
     # Waiting
@@ -421,6 +423,8 @@ class WorkerPool:
 
     def _knock(self) -> None:
         assert self._listener is not None
+        if self._listener.is_crowded():  # who has said nothing for longest makes place: a worker is quick
+            self._turn_away(next(iter(self._listener.guests.values())), "too many strangers at a time")
         guest = self._listener.accept()
         if guest is not None:
             self._selector.register(guest, selectors.EVENT_READ, lambda: self._introduce(guest))

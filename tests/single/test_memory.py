@@ -120,6 +120,24 @@ def test_inputs_are_released_when_their_dependents_are_sent(
         eventually(lambda: reference() is None)
 
 
+@pytest.mark.kinds
+def test_the_memory_of_a_result_is_given_back_while_the_executor_idles(
+    make_executor: MakeExecutor, eventually: Eventually
+) -> None:
+    """Also the buffers that it arrived in: the dispatcher, asleep then, holds on to nothing."""
+    import psutil
+
+    own = psutil.Process()
+    with make_executor(max_workers=1) as exe:
+        assert exe.submit(tasks.add, 1).result() == 1
+        before = own.memory_info().rss
+        array = exe.submit(np.ones, 25_000_000).result()  # 200 MB
+        assert array.sum() == 25_000_000
+        assert own.memory_info().rss - before > 150_000_000
+        del array
+        eventually(lambda: own.memory_info().rss - before < 100_000_000)
+
+
 def test_callbacks_are_released(make_executor: MakeExecutor, eventually: Eventually) -> None:
     with make_executor() as exe:
         thing = Thing()

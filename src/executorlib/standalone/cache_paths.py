@@ -74,6 +74,17 @@ class CachePaths:
         """What the batch job has printed, if the submission template does not say otherwise."""
         return os.path.join(self.job_directory, "time.out")
 
+    @property
+    def log(self) -> str:
+        """What a job on this machine has printed."""
+        return self.job_directory + ".log"
+
+    @property
+    def claim(self) -> str:
+        """The process that runs the task, see `cache_claim`."""
+        folder = os.path.dirname(self.job_directory)
+        return os.path.join(folder, f"{_RESERVED}-{sha256(os.fsencode(self.stem)).hexdigest()[:32]}.run")
+
 
 def aliased_output(directory: str | os.PathLike[str], alias: str) -> CachePaths | None:
     """The files of the call that `remember_alias` noted under this alias; None if it has no output any more."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
-import socket
 import stat
 import time
-from functools import cache
-from hashlib import md5
+
+from executorlib.standalone.processes import is_alive, process_space
 
 _PREFIX = ".executorlib-"
 _SUFFIX = ".tmp"
@@ -27,7 +26,7 @@ def create(directory: str) -> tuple[int, str]:
     Raises:
         OSError: the directory cannot be made or written to.
     """
-    name = f"{_PREFIX}{_process_space()}-{os.getpid()}-{next(_counter)}{_SUFFIX}"
+    name = f"{_PREFIX}{process_space()}-{os.getpid()}-{next(_counter)}{_SUFFIX}"
     path = os.path.join(directory, name)
     try:
         return os.open(path, _FLAGS, 0o600), path
@@ -58,36 +57,7 @@ def remove_abandoned(directory: str) -> None:
 def _is_abandoned(name: str, path: str) -> bool:
     space, _, rest = name[len(_PREFIX) :].partition("-")
     pid = rest.partition("-")[0]
-    if space == _process_space() and pid.isdigit() and not _is_alive(int(pid)):
+    if space == process_space() and pid.isdigit() and not is_alive(int(pid)):
         return True
     info = os.lstat(path)
     return stat.S_ISREG(info.st_mode) and time.time() - info.st_mtime > _ABANDONED_AFTER_SECONDS
-
-
-def _is_alive(pid: int) -> bool:
-    if os.name == "nt":  # there os.kill(pid, 0) ends the process
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-@cache
-def _process_space() -> str:
-    """Names the set of processes in which a process id means the same: this host, this boot, this container."""
-    parts = [socket.gethostname()]
-    for source in ("/proc/self/ns/pid", "/proc/sys/kernel/random/boot_id"):
-        try:
-            parts.append(os.readlink(source) if os.path.islink(source) else _first_line(source))
-        except OSError:  # not Linux
-            pass
-    return md5("\n".join(parts).encode(), usedforsecurity=False).hexdigest()[:12]
-
-
-def _first_line(path: str) -> str:
-    with open(path, encoding="ascii") as file:
-        return file.readline()

@@ -62,14 +62,17 @@ def _results(
         while futures:
             if more is not None:
                 futures.extend(more())
-            # Not taken out before it has ended: then it would not be cancelled with the rest.
-            result = futures[0].result(None if end is None else end - time.monotonic())
-            futures.popleft()
-            yield result
-            del result
+            yield _first(futures, end)  # held by no variable here while the caller uses it
     finally:
         if futures:
             cancel(futures)
+
+
+def _first(futures: deque[Any], end: float | None) -> Any:
+    # Not taken out before it has ended: then it would not be cancelled with the rest.
+    result = futures[0].result(None if end is None else end - time.monotonic())
+    futures.popleft()
+    return result
 
 
 def _cancel_each(futures: Iterable[Any]) -> None:

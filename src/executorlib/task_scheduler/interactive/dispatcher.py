@@ -38,7 +38,7 @@ from executorlib.standalone.serialize import Payload, dumps, load_error
 from executorlib.task_scheduler.interactive.pool import ReadyQueue, ResourcePool
 from executorlib.task_scheduler.interactive.task import DependencyGraph, Task, failed_input
 from executorlib.task_scheduler.interactive.worker import Worker
-from executorlib.task_scheduler.interactive.worker_pool import Gone, Heard, Site, WorkerPool
+from executorlib.task_scheduler.interactive.worker_pool import Gone, Heard, PoolEvent, Site, WorkerPool
 
 _LOG = logging.getLogger("executorlib")
 # An idle worker takes over what waits behind a task that has made no progress for so long.
@@ -178,23 +178,25 @@ class Dispatcher:
                 self._sleeping = True
                 if self._inbox:  # something came before the bell could be heard
                     timeout = 0.0
-                events = self._workers.poll(timeout)
-                self._sleeping = False
-                for event in events:
-                    if isinstance(event, Heard):
-                        self._heard(event.worker, event.messages)
-                    elif isinstance(event, Gone):
-                        self._gone(event.worker)
-                    elif event.worker.queue:  # it has connected, and its task waits for it
-                        tasks = list(event.worker.queue)
-                        event.worker.queue.clear()
-                        self._send(event.worker, tasks)
+                self._handle(self._workers.poll(timeout))  # no variable here holds a result over the next wait
                 self._expire()
         except BaseException as error:
             _LOG.exception("the dispatcher has failed")
             self._fatal = error
         finally:
             self._end()
+
+    def _handle(self, events: list[PoolEvent]) -> None:
+        self._sleeping = False
+        for event in events:
+            if isinstance(event, Heard):
+                self._heard(event.worker, event.messages)
+            elif isinstance(event, Gone):
+                self._gone(event.worker)
+            elif event.worker.queue:  # it has connected, and its task waits for it
+                tasks = list(event.worker.queue)
+                event.worker.queue.clear()
+                self._send(event.worker, tasks)
 
     def _end(self) -> None:
         self.finished = True

@@ -42,6 +42,8 @@ _STOP_SECONDS = 5.0
 START_SECONDS = float(os.environ.get("EXECUTORLIB_START_SECONDS", "120"))
 """A worker that has not reported after so long is given up."""
 
+# Large enough for the results of a batch, and for large arrays in few pieces.
+_SOCKET_BYTES = 1 << 20
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 # Builds the command that starts a given program with the resources; None where the worker may be forked.
@@ -150,6 +152,8 @@ class WorkerPool:
     def _fork(self, worker: Worker, server: ForkServer) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
+        for end in (ours, theirs):  # the kernel's limit may be lower
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
         if self._site.keep:
             worker.claims = os.pipe()
             os.set_blocking(worker.claims[0], False)

@@ -1,0 +1,185 @@
+"""A task of the cache in its worker: its input is read, its function called, its outcome written.
+
+    <key>_i.h5 ──► FileCall.load ──► run ──► Outcome ──► <key>_o.h5
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from executorlib.backend.calls import flush_output, left_open, log_error, supplied_for
+from executorlib.standalone.cache_claim import TAKEN_EXIT_CODE, release, take
+from executorlib.standalone.cache_entry import unpickle
+from executorlib.standalone.cache_file import CacheFileError
+from executorlib.standalone.cache_outcome import is_ended, read_call, write_outcome
+from executorlib.standalone.cache_paths import CachePaths
+from executorlib.standalone.errors import ExecutorlibSocketError
+from executorlib.standalone.future_item import HOME, resolve
+from executorlib.standalone.hardware import thread_environment
+from executorlib.standalone.serialize import dump_error, dumps
+
+_HIDE_FROM_TRACEBACK = True
+PATH_VARIABLE = "EXECUTORLIB_PATH"
+"""Environment variable with the sys.path of the program, as JSON."""
+
+# A network file system may take so long to show a file that another machine has written.
+_INPUT_SECONDS = 60.0
+_FLUSHED_FROM_SECONDS = 0.01
+_FAILED_EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a call: the pickled result, or the pickled exception and its traceback; seconds of its run."""
+
+    succeeded: bool
+    data: bytes
+    traceback: str
+    runtime: float
+
+    def datasets(self) -> dict[str, bytes]:
+        """The outcome as the cache keeps it."""
+        found = {"output" if self.succeeded else "error": self.data, "runtime": pickle.dumps(self.runtime, 5)}
+        if self.traceback:
+            found["traceback"] = pickle.dumps(self.traceback, 5)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class FileCall:
+    """The call of an input file.
+
+    Attributes:
+        paths: the files of the task
+        content: the input file's datasets
+    """
+
+    paths: CachePaths
+    content: dict[str, bytes]
+
+    def run(self) -> Outcome:
+        """Call the function.
+
+        Raises:
+            CacheFileError: the call cannot be unpickled, or the file of an input cannot be read
+            FileNotFoundError: that of an input is not there
+        """
+        fn, args, kwargs = (self._value(name) for name in ("function", "input_args", "input_kwargs"))
+        start = time.monotonic()
+        try:
+            if any(HOME.encode() in self.content[name] for name in ("input_args", "input_kwargs")):
+                try:
+                    args, kwargs = resolve(args, kwargs, _INPUT_SECONDS)
+                except (CacheFileError, FileNotFoundError) as error:
+                    if error.__traceback__ is not None and error.__cause__ is None:
+                        raise _MissingInputError from error
+                    raise
+            supplied = supplied_for(fn, {"executorlib_worker_id": 0})
+            if supplied:
+                kwargs = {**left_open(fn, tuple(args), kwargs, supplied), **kwargs}
+            start = time.monotonic()
+            result = fn(*args, **kwargs)
+            runtime = time.monotonic() - start
+            return Outcome(True, _pickled(result), "", runtime)
+        except _MissingInputError as error:
+            assert error.__cause__ is not None
+            raise error.__cause__ from None
+        except BaseException as error:
+            runtime = time.monotonic() - start
+            log_file = self._value("error_log_file")
+            if log_file is not None:
+                log_error(log_file, fn, tuple(args), kwargs, error)
+            return failure(error, runtime)
+
+    def write(self, outcome: Outcome) -> None:
+        """Keep the outcome and remove the input."""
+        flush = outcome.runtime >= _FLUSHED_FROM_SECONDS
+        write_outcome(self.paths, self.content, outcome.datasets(), flush=flush)
+
+    def _value(self, name: str) -> Any:
+        if name not in self.content and name != "function":
+            return {"input_args": (), "input_kwargs": {}}.get(name)
+        if name not in self.content:
+            raise CacheFileError.because(self.paths.input, "it has no function")
+        return unpickle(self.paths.input, name, self.content[name])
+
+
+class _MissingInputError(Exception):
+    pass
+
+
+def failure(error: BaseException, runtime: float) -> Outcome:
+    """The outcome of a call that has raised."""
+    if isinstance(error, (SystemExit, KeyboardInterrupt)):
+        # They would end the program that asks for the result.
+        error = ExecutorlibSocketError(f"the task raised {error!r}").with_traceback(error.__traceback__)
+    data, text = pickle.loads(dump_error(error))
+    return Outcome(False, data, text, runtime)
+
+
+def set_up(content: dict[str, bytes]) -> None:
+    """Make this process the place that the task expects, before anything of it is unpickled."""
+    path = os.environ.pop(PATH_VARIABLE, None)
+    if path is not None:
+        sys.path[:] = json.loads(path)
+    resources = pickle.loads(content["resource_dict"]) if "resource_dict" in content else {}
+    threads = resources.get("threads_per_core", 1)
+    # The default of one thread does not overrule what the environment says.
+    os.environ.update(thread_environment(threads if threads and threads > 1 else None, dict(os.environ)))
+
+
+def begin(paths: CachePaths) -> dict[str, bytes] | None:
+    """Take the task; returns what its input file holds, and None where nothing is left to do.
+
+    Raises:
+        SystemExit: another process runs the task
+        OSError: there is no readable input
+    """
+    if not take(paths):
+        raise SystemExit(TAKEN_EXIT_CODE)
+    if is_ended(paths.output):
+        return None
+    return read_call(paths)
+
+
+def end(paths: CachePaths) -> None:
+    """Leave nothing behind but the output, and what the task has printed."""
+    flush_output()
+    try:
+        log, mine = os.stat(paths.log), os.fstat(1)
+        if log.st_size == 0 and (log.st_dev, log.st_ino) == (mine.st_dev, mine.st_ino):
+            os.unlink(paths.log)
+    except OSError:
+        pass
+    release(paths)
+
+
+def report(error: BaseException, paths: CachePaths) -> int:
+    """Say in the log why there is no outcome; returns the exit code."""
+    print(f"executorlib: the task {paths.stem} has no outcome: {error!r}", file=sys.stderr)
+    if error.__cause__ is not None:
+        print(f"because of {error.__cause__!r}", file=sys.stderr)
+    return _FAILED_EXIT_CODE
+
+
+def combine(outcomes: list[Outcome]) -> Outcome:
+    """The outcome of all ranks: the list of their results, or the first error."""
+    runtime = max(outcome.runtime for outcome in outcomes)
+    for outcome in outcomes:
+        if not outcome.succeeded:
+            return replace(outcome, runtime=runtime)
+    return Outcome(True, _pickled([pickle.loads(outcome.data) for outcome in outcomes]), "", runtime)
+
+
+def _pickled(value: Any) -> bytes:
+    import cloudpickle
+
+    # executorlib 1.11 reads neither buffers beside the pickle nor another protocol.
+    data: bytes = dumps(value).data if type(value) in (int, float, str, bool) else cloudpickle.dumps(value, protocol=5)
+    return data

@@ -1,0 +1,102 @@
+"""Who runs a task of the cache: a note beside its files, so that the task is not run twice at a time.
+
+The note is a symbolic link: it is made in one step together with what it says, by the first of several processes. It
+leads nowhere; its text is the process. The note of a process that has ended counts for nothing, and of a process of
+another machine nobody knows here whether it has: such jobs are known to a queueing system.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import dataclass
+
+from executorlib.standalone.cache_paths import CachePaths
+from executorlib.standalone.processes import is_alive, process_space, start_mark
+
+LEADER_VARIABLE = "EXECUTORLIB_JOB"
+"""Environment variable that tells the ranks of a job the process that started them all."""
+
+TAKEN_EXIT_CODE = 75
+"""Exit code of a worker whose task is run by another process (EX_TEMPFAIL of sysexits.h)."""
+
+_counter = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The living process of this machine that runs a task.
+
+    Attributes:
+        pid: the process, which leads a process group
+        ranks: whether it is the launcher of several ranks
+        since: when it began, in seconds since 1970
+    """
+
+    pid: int
+    ranks: bool
+    since: float
+
+
+def take(paths: CachePaths) -> bool:
+    """Note this process, or the launcher that started it, as the one that runs the task; False if another does."""
+    leader = os.environ.get(LEADER_VARIABLE, "")
+    pid = int(leader) if leader.isdigit() else os.getpid()
+    text = f"{process_space()}-{pid}-{start_mark(pid)}-{'ranks' if leader else 'serial'}"
+    os.makedirs(os.path.dirname(paths.claim), exist_ok=True)
+    while True:
+        try:
+            os.symlink(text, paths.claim)
+        except FileExistsError:
+            if _text(paths) == text:
+                return True
+            if holder(paths) is not None:
+                return False
+        except OSError:  # no symbolic links here: then two programs may run the same task, to no harm
+            return True
+        else:
+            return True
+
+
+def holder(paths: CachePaths) -> Claim | None:
+    """The process that runs the task; None if none does. The note of a process that has ended is removed."""
+    text = _text(paths)
+    if text is None:
+        return None
+    space, pid, mark, kind = [*text.split("-"), "", "", ""][:4]
+    if space == process_space() and pid.isdigit() and is_alive(int(pid)) and start_mark(int(pid)) == mark:
+        try:
+            since = os.lstat(paths.claim).st_mtime
+        except OSError:  # it has ended just now
+            return None
+        return Claim(int(pid), kind == "ranks", since)
+    _remove(paths, text)
+    return None
+
+
+def release(paths: CachePaths) -> None:
+    """Remove the note of this process."""
+    try:
+        os.unlink(paths.claim)
+    except OSError:
+        pass
+
+
+def _text(paths: CachePaths) -> str | None:
+    try:
+        return os.readlink(paths.claim)
+    except OSError:
+        return None
+
+
+def _remove(paths: CachePaths, text: str) -> None:
+    """Remove a note that says this, and no other that has taken its place meanwhile."""
+    aside = f"{paths.claim}-{os.getpid()}-{next(_counter)}"
+    try:
+        os.rename(paths.claim, aside)
+        if os.readlink(aside) != text:
+            os.rename(aside, paths.claim)
+        else:
+            os.unlink(aside)
+    except OSError:  # another process was faster
+        pass

@@ -1,0 +1,95 @@
+"""How a task of the cache ended: its result, or its exception with the traceback of the worker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from executorlib.standalone.cache_entry import unpickle
+from executorlib.standalone.cache_file import CacheFileError, read, read_all, write
+from executorlib.standalone.cache_paths import CachePaths
+
+INPUT_NAMES = ("function", "input_args", "input_kwargs", "resource_dict", "error_log_file", "queue_id")
+
+
+class UnknownOutcomeError(CacheFileError):
+    """The file is whole, but its result or exception cannot be unpickled here."""
+
+
+class Outcome(NamedTuple):
+    succeeded: bool
+    value: Any
+    """The result, or the exception."""
+
+
+def read_outcome(path: str) -> Outcome:
+    """How a task ended, by its output file.
+
+    Raises:
+        FileNotFoundError: there is no such file
+        CacheFileError: the file is no cache file, or holds neither a result nor an exception
+        UnknownOutcomeError: it does, but that cannot be unpickled
+    """
+    found = read(path, ("output", "error", "traceback"))
+    if not found.keys() & {"output", "error"}:
+        raise CacheFileError.because(path, "neither output nor error")
+    try:
+        if "output" in found:
+            return Outcome(True, unpickle(path, "output", found["output"]))
+        error = unpickle(path, "error", found["error"])
+    except CacheFileError as reason:
+        raise UnknownOutcomeError(reason.errno, reason.strerror, path) from reason.__cause__
+    if not isinstance(error, BaseException):
+        error = RuntimeError(error)
+    if "traceback" in found:
+        from executorlib.standalone.errors import RemoteTraceback
+
+        error.__cause__ = RemoteTraceback(unpickle(path, "traceback", found["traceback"]))
+    return Outcome(False, error)
+
+
+def is_ended(path: str) -> bool:
+    """Whether there is a readable output file, whatever it holds can be unpickled to."""
+    try:
+        return bool(read(path, ("output", "error")))
+    except (FileNotFoundError, CacheFileError):
+        return False
+
+
+def write_outcome(
+    paths: CachePaths, call: Mapping[str, bytes], outcome: Mapping[str, bytes], *, flush: bool = True
+) -> None:
+    """Put a task's output in the place of its input.
+
+    Args:
+        paths: the files of the task
+        call: what the input file holds
+        outcome: ``output``, or ``error`` and ``traceback``, and ``runtime``, pickled
+        flush: wait until the disk has it
+
+    Raises:
+        OSError: the output cannot be written; the input is still there
+    """
+    datasets = {**{name: call[name] for name in INPUT_NAMES if name in call}, **outcome}
+    write(paths.output, {name: [content] for name, content in datasets.items()}, flush=flush)
+    remove(paths.input)
+
+
+def read_call(paths: CachePaths) -> dict[str, bytes]:
+    """What the input file of a task holds.
+
+    Raises:
+        FileNotFoundError: there is none
+        CacheFileError: it cannot be read
+    """
+    found = read_all(paths.input)
+    return {name: content for name, content in found.items() if content is not None}
+
+
+def remove(path: str) -> None:
+    """Remove a file if it is there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

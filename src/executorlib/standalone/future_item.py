@@ -1,0 +1,101 @@
+"""A reference to the result of another task, by its file: what stands in a task's input for a future.
+
+executorlib 1.11 pickles an object of the class ``executorlib.task_scheduler.file.shared.FutureItem`` there, with the
+state ``{"_file_name": ..., "_selector": ...}``. The pickle is part of a task's key, so both are kept.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import time
+from typing import Any
+
+from executorlib.standalone.cache_outcome import read_outcome
+
+HOME = "executorlib.task_scheduler.file.shared"
+_FIRST_PAUSE = 0.01
+_LONGEST_PAUSE = 1.0
+
+
+class FutureItem:
+    """The result of a task, or an item of it, in the cache.
+
+    Args:
+        file_name: path of the task's output file
+        selector: key or index of an item of the result; None for the whole
+    """
+
+    def __init__(self, file_name: str, selector: int | str | None = None) -> None:
+        self._file_name = file_name
+        self._selector = selector
+
+    def __repr__(self) -> str:
+        return f"FutureItem({self._file_name!r}, {self._selector!r})"
+
+    def done(self) -> bool:
+        """Whether the task has ended."""
+        return os.path.exists(self._file_name)
+
+    def result(self) -> Any:
+        """The task's result.
+
+        Raises:
+            FileNotFoundError: the task has not ended
+            CacheFileError: its file cannot be read
+            Exception: what the task has raised
+        """
+        outcome = read_outcome(self._file_name)
+        if not outcome.succeeded:
+            raise outcome.value
+        return outcome.value if self._selector is None else outcome.value[self._selector]
+
+
+FutureItem.__module__ = HOME
+
+
+def resolve(args: Any, kwargs: Any, seconds: float) -> tuple[Any, Any]:
+    """Arguments with results in the places of references, wherever these stand.
+
+    Args:
+        args: positional arguments
+        kwargs: keyword arguments
+        seconds: how long to wait for a file that a network file system does not show yet
+
+    Raises:
+        FileNotFoundError: a task has not ended
+        CacheFileError: its file cannot be read
+        Exception: what a task has raised
+    """
+    import cloudpickle
+
+    items: list[FutureItem] = []
+    buffers: list[pickle.PickleBuffer] = []
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def persistent_id(self, obj: Any) -> int | None:
+            if type(obj) is not FutureItem:
+                return None
+            items.append(obj)
+            return len(items) - 1
+
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, pid: int) -> Any:
+            return values[pid]
+
+    stream = io.BytesIO()
+    Pickler(stream, protocol=5, buffer_callback=buffers.append).dump((args, kwargs))
+    values = [_wait_for(item, seconds) for item in items]
+    stream.seek(0)
+    found: tuple[Any, Any] = Unpickler(stream, buffers=buffers).load()
+    return found
+
+
+def _wait_for(item: FutureItem, seconds: float) -> Any:
+    deadline = time.monotonic() + seconds
+    pause = _FIRST_PAUSE
+    while not item.done() and time.monotonic() < deadline:
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+    return item.result()

@@ -62,7 +62,7 @@ test: $(VENV)/.full ## the test suite (PYTEST_ARGS=...)
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
 test-faults: $(VENV)/.full ## the tests of things that break, REPEAT=n times
-	@for round in $$(seq 1 $(REPEAT)); do \
+	@export FUZZ_INPUTS=$${FUZZ_INPUTS:-100000}; for round in $$(seq 1 $(REPEAT)); do \
 	    echo "faults: round $$round of $(REPEAT)"; \
 	    $(PY) -m pytest -m "faults and not soak" $(PYTEST_ARGS) || exit 1; \
 	done

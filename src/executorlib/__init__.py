@@ -6,28 +6,45 @@ arguments of the function.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from executorlib.executor.base import BaseExecutor
     from executorlib.executor.single import SingleNodeExecutor
-    from executorlib.standalone.hdf import get_cache_data
+    from executorlib.standalone.hdf import get_cache_data, get_future_from_cache
     from executorlib.standalone.select import get_item_from_future, split_future
+    from executorlib.task_scheduler.file.spawner_pysqa import (
+        get_cache_data_queue,
+        terminate_task_in_cache,
+        terminate_tasks_in_cache,
+    )
+
+# Silent, unless the program says where its log goes.
+logging.getLogger("executorlib").addHandler(logging.NullHandler())
 
 _HOMES = {
     "BaseExecutor": "executorlib.executor.base",
     "SingleNodeExecutor": "executorlib.executor.single",
     "get_cache_data": "executorlib.standalone.hdf",
+    "get_cache_data_queue": "executorlib.task_scheduler.file.spawner_pysqa",
+    "get_future_from_cache": "executorlib.standalone.hdf",
     "get_item_from_future": "executorlib.standalone.select",
     "split_future": "executorlib.standalone.select",
+    "terminate_task_in_cache": "executorlib.task_scheduler.file.spawner_pysqa",
+    "terminate_tasks_in_cache": "executorlib.task_scheduler.file.spawner_pysqa",
 }
 
 __all__ = [
     "BaseExecutor",
     "SingleNodeExecutor",
     "get_cache_data",
+    "get_cache_data_queue",
+    "get_future_from_cache",
     "get_item_from_future",
     "split_future",
+    "terminate_task_in_cache",
+    "terminate_tasks_in_cache",
 ]
 
 

@@ -10,6 +10,7 @@ import queue
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from executorlib.executor.single import TestClusterExecutor
     from executorlib.standalone.command import get_command_path
     from executorlib.standalone.errors import ExecutorlibSocketError
     from executorlib.standalone.interactive.communication import (
@@ -43,6 +44,7 @@ __all__ = [
     "MpiExecSpawner",
     "SocketInterface",
     "SubprocessSpawner",
+    "TestClusterExecutor",
     "cancel_items_in_queue",
     "cloudpickle_register",
     "get_command_path",

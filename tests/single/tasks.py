@@ -67,10 +67,10 @@ def end_self(signum: int) -> NoReturn:
 
 def end_self_once(flag: str | Path, value: Any = None) -> Any:
     """Be killed at the first call, and answer at the second."""
-    if os.path.exists(flag):
-        return value
-    Path(flag).touch()
-    os.kill(os.getpid(), signal.SIGKILL)
+    if not os.path.exists(flag):
+        Path(flag).touch()
+        end_self(signal.SIGKILL)
+    return value
 
 
 def exit_hard(code: int) -> NoReturn:
@@ -176,3 +176,140 @@ def raise_demanding() -> NoReturn:
 
 def raise_unpicklable() -> NoReturn:
     raise UnpicklableError("unpicklable")
+
+
+def enter(folder: Path, number: int) -> int:
+    """Note how many are inside together with this one, and wait for the sign to leave."""
+    mark = folder / f"inside{number}"
+    mark.touch()
+    wait_for(folder / "go")
+    return number
+
+
+def pass_through(folder: Path, number: int) -> int:
+    """How many are inside at a time, as this one sees it."""
+    mark = folder / f"inside{number}"
+    mark.touch()
+    seen = 0
+    for _ in range(5):
+        seen = max(seen, sum(name.startswith("inside") for name in os.listdir(folder)))
+        time.sleep(0.005)
+    mark.unlink()
+    return seen
+
+
+def sleep_inversely(i: int) -> int:
+    time.sleep(0.002 * (20 - i))
+    return i
+
+
+def fail_at(i: int, bad: int = 3) -> int:
+    if i == bad:
+        raise LookupError(f"item {i}")
+    return i
+
+
+def fail_or_wait(folder: Path, i: int) -> int:
+    if i == 0:
+        raise LookupError("the first")
+    note_number(folder, i)
+    wait_for(folder / "go")
+    return i
+
+
+def wait_if_last(folder: Path, i: int) -> int:
+    if i == 3:
+        wait_for(folder / "go")
+    return i
+
+
+def sleep_and_return(i: int, seconds: float) -> int:
+    if seconds:
+        time.sleep(seconds)
+    return i
+
+
+def slow_if_seven(folder: Path, i: int) -> int:
+    if i == 7:
+        wait_for(folder / "go")
+    return i
+
+
+def note_and_wait_after_two(folder: Path, i: int) -> int:
+    note_number(folder, i)
+    if i >= 2:
+        wait_for(folder / "go")
+    return i
+
+
+def stop_iteration(_: int) -> Any:
+    raise StopIteration("not the end")
+
+
+def die_at(i: int, bad: int) -> int:
+    if i == bad:
+        end_self(signal.SIGKILL)
+    return i
+
+
+def note_or_die(log: Path, i: int) -> None:
+    if i == 0:
+        end_self(signal.SIGKILL)
+    append(log, i)
+
+
+def log_and_die(log: Path) -> None:
+    append(log, "died")
+    end_self(signal.SIGKILL)
+
+
+def log_and_fail(log: Path) -> None:
+    append(log, "failed")
+    raise ValueError("plain")
+
+
+def fail_with(letter: str, count: int) -> None:
+    raise ValueError(letter * count)
+
+
+def note_number(folder: Path, i: int) -> int:
+    (folder / f"ran{i}").touch()
+    return i
+
+
+def hold_if(folder: Path, i: int) -> int:
+    note_number(folder, i)
+    if i == 0:
+        hold(folder / "begun", folder / "go")
+    return i
+
+
+def set_environment(name: str, value: str) -> None:
+    os.environ[name] = value
+
+
+def import_module(name: str) -> None:
+    __import__(name)
+
+
+def is_imported(name: str) -> bool:
+    import sys
+
+    return name in sys.modules
+
+
+class Thing:
+    """Can be referred to weakly."""
+
+    def __init__(self, content: Any = None) -> None:
+        self.content = content
+
+    def method(self) -> Any:
+        return self.content
+
+    def __call__(self, *args: Any) -> Any:
+        return self.content
+
+
+def make_thing(*_: Any) -> Thing:
+    return Thing()

@@ -261,33 +261,19 @@ def test_arrays_of_a_function_start_afresh() -> None:
 def test_a_kept_process_keeps_its_modules_and_environment(make_executor: MakeExecutor) -> None:
     with make_executor(max_workers=1) as exe:
         exe.submit(os.putenv, "X", "1").result()
-        exe.submit(_set_environment, "KEPT", "yes").result()
+        exe.submit(tasks.set_environment, "KEPT", "yes").result()
         assert exe.submit(tasks.environment, "KEPT").result() == ["yes"]
 
 
 @only_fresh
 def test_a_fresh_process_knows_nothing_of_the_last_call(make_executor: MakeExecutor) -> None:
     with make_executor(max_workers=1) as exe:
-        exe.submit(_set_environment, "KEPT", "yes").result()
+        exe.submit(tasks.set_environment, "KEPT", "yes").result()
         assert exe.submit(tasks.environment, "KEPT").result() == [None]
         exe.submit(os.chdir, "/").result()
         assert exe.submit(os.getcwd).result() == os.getcwd()
-        exe.submit(_import, "wave").result()
-        assert exe.submit(_imported, "wave").result() is False
-
-
-def _set_environment(name: str, value: str) -> None:
-    os.environ[name] = value
-
-
-def _import(name: str) -> None:
-    __import__(name)
-
-
-def _imported(name: str) -> bool:
-    import sys
-
-    return name in sys.modules
+        exe.submit(tasks.import_module, "wave").result()
+        assert exe.submit(tasks.is_imported, "wave").result() is False
 
 
 @pytest.mark.kinds

@@ -13,19 +13,14 @@ from conftest import MakeExecutor
 from executorlib import SingleNodeExecutor
 
 
-def note(folder: Path, i: int) -> int:
-    (folder / f"ran{i}").touch()
-    return i
-
-
 @pytest.mark.kinds
 def test_pending_running_done(make_executor: MakeExecutor, tmp_path: Path) -> None:
     with make_executor(max_workers=1) as exe:
-        done = exe.submit(note, tmp_path, 0)
+        done = exe.submit(tasks.note_number, tmp_path, 0)
         assert done.result() == 0
         assert not done.cancel()
         running = exe.submit(tasks.hold, tmp_path / "begun", tmp_path / "go", "held")
-        pending = [exe.submit(note, tmp_path, i) for i in range(1, 5)]
+        pending = [exe.submit(tasks.note_number, tmp_path, i) for i in range(1, 5)]
         tasks.wait_for(tmp_path / "begun")
         assert running.running()
         assert not running.cancel()
@@ -45,22 +40,15 @@ def test_pending_running_done(make_executor: MakeExecutor, tmp_path: Path) -> No
 def test_what_waits_at_a_worker_behind_a_running_call_can_be_cancelled(tmp_path: Path) -> None:
     """Short calls are sent ahead. Those that have not begun are taken back from the worker."""
     with SingleNodeExecutor(max_workers=1, block_allocation=True) as exe:
-        list(exe.map(hold_if, [tmp_path] * 20, range(100, 120)))  # now they are known to be short
-        running = exe.submit(hold_if, tmp_path, 0)
-        behind = [exe.submit(hold_if, tmp_path, i) for i in range(1, 30)]
+        list(exe.map(tasks.hold_if, [tmp_path] * 20, range(100, 120)))  # now they are known to be short
+        running = exe.submit(tasks.hold_if, tmp_path, 0)
+        behind = [exe.submit(tasks.hold_if, tmp_path, i) for i in range(1, 30)]
         tasks.wait_for(tmp_path / "begun")
         assert not running.cancel()
         assert all(future.cancel() for future in behind[:-1])
         (tmp_path / "go").touch()
         assert (running.result(), behind[-1].result()) == (0, 29)
     assert sorted(path.name for path in tmp_path.glob("ran?")) == ["ran0"]
-
-
-def hold_if(folder: Path, i: int) -> int:
-    note(folder, i)
-    if i == 0:
-        tasks.hold(folder / "begun", folder / "go")
-    return i
 
 
 def test_many_calls_are_cancelled_while_others_run(make_executor: MakeExecutor) -> None:
@@ -113,7 +101,7 @@ def test_cancelled_while_its_worker_starts(make_executor: MakeExecutor, monkeypa
 def test_shutdown_with_cancel_futures(make_executor: MakeExecutor, tmp_path: Path) -> None:
     exe = make_executor(max_workers=1)
     running = exe.submit(tasks.hold, tmp_path / "begun", tmp_path / "go", "held")
-    pending = [exe.submit(note, tmp_path, i) for i in range(10)]
+    pending = [exe.submit(tasks.note_number, tmp_path, i) for i in range(10)]
     never: Future[int] = Future()
     waiting = exe.submit(tasks.add, never)
     tasks.wait_for(tmp_path / "begun")

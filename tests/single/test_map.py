@@ -16,34 +16,10 @@ from conftest import Eventually, MakeExecutor
 from executorlib import SingleNodeExecutor
 
 
-def sleep_inversely(i: int) -> int:
-    time.sleep(0.002 * (20 - i))
-    return i
-
-
-def fail_at(i: int, bad: int = 3) -> int:
-    if i == bad:
-        raise LookupError(f"item {i}")
-    return i
-
-
-def noted(folder: Path, i: int) -> int:
-    (folder / f"ran{i}").touch()
-    return i
-
-
-def fail_or_wait(folder: Path, i: int) -> int:
-    if i == 0:
-        raise LookupError("the first")
-    noted(folder, i)
-    tasks.wait_for(folder / "go")
-    return i
-
-
 @pytest.mark.kinds
 def test_results_are_in_order(make_executor: MakeExecutor) -> None:
     with make_executor(max_workers=3) as exe:
-        assert list(exe.map(sleep_inversely, range(20))) == list(range(20))
+        assert list(exe.map(tasks.sleep_inversely, range(20))) == list(range(20))
 
 
 def test_several_iterables_end_with_the_shortest(make_executor: MakeExecutor) -> None:
@@ -62,7 +38,7 @@ def test_empty(make_executor: MakeExecutor) -> None:
 def test_the_result_is_a_lazy_iterator(make_executor: MakeExecutor, tmp_path: Path) -> None:
     """map itself does not wait, and a result can be taken before the last call has run."""
     with make_executor(max_workers=2) as exe:
-        results = exe.map(_wait_if_last, [tmp_path] * 4, range(4))
+        results = exe.map(tasks.wait_if_last, [tmp_path] * 4, range(4))
         assert isinstance(results, Iterator)
         assert [next(results) for _ in range(3)] == [0, 1, 2]
         (tmp_path / "go").touch()
@@ -71,17 +47,11 @@ def test_the_result_is_a_lazy_iterator(make_executor: MakeExecutor, tmp_path: Pa
             next(results)
 
 
-def _wait_if_last(folder: Path, i: int) -> int:
-    if i == 3:
-        tasks.wait_for(folder / "go")
-    return i
-
-
 def test_the_calls_begin_without_anyone_asking_for_results(
     make_executor: MakeExecutor, tmp_path: Path, eventually: Eventually
 ) -> None:
     with make_executor() as exe:
-        results = exe.map(noted, [tmp_path] * 5, range(5))
+        results = exe.map(tasks.note_number, [tmp_path] * 5, range(5))
         eventually(lambda: len(list(tmp_path.glob("ran*"))) == 5, 30)
         assert list(results) == list(range(5))
 
@@ -115,30 +85,18 @@ def test_chunksize(make_executor: MakeExecutor, chunksize: int) -> None:
 def test_many_short_calls(seconds: float) -> None:
     with SingleNodeExecutor(max_workers=2, block_allocation=True) as exe:
         count = 5000 if seconds == 0 else 200
-        assert list(exe.map(_sleep_and_return, range(count), itertools.repeat(seconds))) == list(range(count))
-
-
-def _sleep_and_return(i: int, seconds: float) -> int:
-    if seconds:
-        time.sleep(seconds)
-    return i
+        assert list(exe.map(tasks.sleep_and_return, range(count), itertools.repeat(seconds))) == list(range(count))
 
 
 def test_one_slow_call_among_quick_ones_holds_up_none(tmp_path: Path) -> None:
     """What waits behind a long call at a worker moves to the other worker."""
     with SingleNodeExecutor(max_workers=2, block_allocation=True) as exe:
-        list(exe.map(_slow_if_seven, [tmp_path] * 7, range(7)))  # the calls are known to be short
-        results = [exe.submit(_slow_if_seven, tmp_path, i) for i in range(7, 100)]
+        list(exe.map(tasks.slow_if_seven, [tmp_path] * 7, range(7)))  # the calls are known to be short
+        results = [exe.submit(tasks.slow_if_seven, tmp_path, i) for i in range(7, 100)]
         for future in results[1:]:
             future.result(20)
         (tmp_path / "go").touch()
         assert [future.result() for future in results] == list(range(7, 100))
-
-
-def _slow_if_seven(folder: Path, i: int) -> int:
-    if i == 7:
-        tasks.wait_for(folder / "go")
-    return i
 
 
 @pytest.mark.kinds
@@ -186,18 +144,18 @@ def test_an_iterable_that_raises(make_executor: MakeExecutor) -> None:
 @pytest.mark.kinds
 def test_an_exception_comes_at_its_place(make_executor: MakeExecutor) -> None:
     with make_executor() as exe:
-        results = exe.map(fail_at, range(10))
+        results = exe.map(tasks.fail_at, range(10))
         assert [next(results) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(LookupError, match="item 3") as caught:
             next(results)
-        assert "fail_at" in str(caught.value.__cause__)
+        assert "tasks.fail_at" in str(caught.value.__cause__)
         with pytest.raises(StopIteration):
             next(results)
 
 
 def test_an_exception_cancels_the_rest(make_executor: MakeExecutor, tmp_path: Path) -> None:
     with make_executor(max_workers=1) as exe:
-        results = exe.map(fail_or_wait, [tmp_path] * 50, range(50))
+        results = exe.map(tasks.fail_or_wait, [tmp_path] * 50, range(50))
         with pytest.raises(LookupError, match="the first"):
             list(results)
         (tmp_path / "go").touch()
@@ -207,27 +165,22 @@ def test_an_exception_cancels_the_rest(make_executor: MakeExecutor, tmp_path: Pa
 
 def test_leaving_early_cancels_the_rest(make_executor: MakeExecutor, tmp_path: Path) -> None:
     with make_executor(max_workers=1) as exe:
-        results = exe.map(_note_and_wait_after_two, [tmp_path] * 40, range(40))
+        results = exe.map(tasks.note_and_wait_after_two, [tmp_path] * 40, range(40))
         assert next(results) == 0
         results.close()  # type: ignore[attr-defined]
         (tmp_path / "go").touch()
     assert len(list(tmp_path.glob("ran*"))) < 40
 
 
-def _note_and_wait_after_two(folder: Path, i: int) -> int:
-    noted(folder, i)
-    if i >= 2:
-        tasks.wait_for(folder / "go")
-    return i
-
-
 def test_a_future_as_iterable(make_executor: MakeExecutor) -> None:
     with make_executor() as exe, ThreadPoolExecutor(1) as threads:
-        assert list(exe.map(tasks.add, exe.submit(list, range(4)))) == [0, 1, 2, 3]
-        later = threads.submit(list, [10, 20])
+        items: Any = exe.submit(list, range(4))
+        assert list(exe.map(tasks.add, items)) == [0, 1, 2, 3]
+        later: Any = threads.submit(list, [10, 20])
         assert list(exe.map(tasks.add, [1, 2], later)) == [11, 22]
+        failed: Any = exe.submit(tasks.fail)
         with pytest.raises(ValueError, match="on purpose"):
-            list(exe.map(tasks.add, exe.submit(tasks.fail)))
+            list(exe.map(tasks.add, failed))
 
 
 def test_futures_as_items(make_executor: MakeExecutor) -> None:
@@ -248,7 +201,7 @@ def test_starmap(make_executor: MakeExecutor) -> None:
         assert exe.starmap(tasks.add, iter([("a", "b")]), chunksize=5) == ["ab"]
         assert exe.starmap(tasks.add, []) == []
         with pytest.raises(LookupError):
-            exe.starmap(fail_at, [(3,)])
+            exe.starmap(tasks.fail_at, [(3,)])
 
 
 def test_items_that_cannot_be_pickled_fail_at_their_place(make_executor: MakeExecutor) -> None:
@@ -274,20 +227,14 @@ def test_none_and_exceptions_as_results(make_executor: MakeExecutor) -> None:
 
 
 def test_a_stop_iteration_of_a_call_does_not_end_the_map_silently(make_executor: MakeExecutor) -> None:
-    with make_executor() as exe, pytest.raises((StopIteration, RuntimeError)):
-        for _ in exe.map(_stop_iteration, range(3)):
-            pytest.fail("there is no result")
-        raise AssertionError("the map has ended as if there were no items")
-
-
-def _stop_iteration(_: int) -> Any:
-    raise StopIteration("not the end")
+    with make_executor() as exe, pytest.raises(RuntimeError):
+        list(exe.map(tasks.stop_iteration, range(3)))
 
 
 def test_two_maps_at_once_from_two_threads(make_executor: MakeExecutor) -> None:
     with make_executor() as exe, ThreadPoolExecutor(4) as threads:
-        maps = [threads.submit(lambda n=n: list(exe.map(tasks.add, range(30), [n] * 30))) for n in range(4)]
-        assert [each.result() for each in maps] == [[n + i for i in range(30)] for n in range(4)]
+        maps = [threads.submit(exe.map, tasks.add, range(30), [n] * 30) for n in range(4)]
+        assert [list(each.result()) for each in maps] == [[n + i for i in range(30)] for n in range(4)]
 
 
 def test_a_map_inside_the_iteration_of_another(make_executor: MakeExecutor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,12 @@ from conftest import Eventually, MakeExecutor
 from executorlib import SingleNodeExecutor
 
 
-class Thing:
-    """Can be referred to weakly."""
-
-    def __init__(self, content: Any = None) -> None:
-        self.content = content
-
-    def method(self) -> Any:
-        return self.content
-
-    def __call__(self, *args: Any) -> Any:
-        return self.content
+def closure_over(thing: tasks.Thing) -> Callable[[], Any]:
+    return lambda: thing.content
 
 
-def make_thing(*_: Any) -> Thing:
-    return Thing()
+def reference_is_dead(reference: weakref.ref[Any]) -> Callable[[], bool]:
+    return lambda: reference() is None
 
 
 @pytest.fixture(autouse=True)
@@ -45,20 +37,20 @@ def no_cycles() -> Any:
 @pytest.mark.kinds
 def test_arguments_are_released_when_submitted(make_executor: MakeExecutor, eventually: Eventually) -> None:
     with make_executor() as exe:
-        thing = Thing()
+        thing = tasks.Thing()
         reference = weakref.ref(thing)
         future = exe.submit(tasks.identity, thing)
         named = exe.submit(tasks.identity, x=thing)
         del thing
         eventually(lambda: reference() is None)
-        assert isinstance(future.result(), Thing)
-        assert isinstance(named.result(), Thing)
+        assert isinstance(future.result(), tasks.Thing)
+        assert isinstance(named.result(), tasks.Thing)
 
 
 def test_arguments_of_a_waiting_call_are_released_too(make_executor: MakeExecutor, eventually: Eventually) -> None:
     gate: Future[int] = Future()
     with make_executor() as exe:
-        thing = Thing(7)
+        thing = tasks.Thing(7)
         reference = weakref.ref(thing)
         future = exe.submit(lambda a, b: b.content, gate, thing)
         del thing
@@ -70,7 +62,7 @@ def test_arguments_of_a_waiting_call_are_released_too(make_executor: MakeExecuto
 @pytest.mark.kinds
 def test_results_are_released_with_their_future(make_executor: MakeExecutor, eventually: Eventually) -> None:
     with make_executor() as exe:
-        future = exe.submit(make_thing)
+        future = exe.submit(tasks.make_thing)
         reference = weakref.ref(future.result())
         assert reference() is not None
         del future
@@ -90,19 +82,19 @@ def test_futures_are_released_when_done(make_executor: MakeExecutor, eventually:
 
 def test_results_of_a_map_are_released_one_by_one(make_executor: MakeExecutor, eventually: Eventually) -> None:
     with make_executor() as exe:
-        for thing in exe.map(make_thing, range(10)):
-            reference = weakref.ref(thing)
-            del thing
-            eventually(lambda reference=reference: reference() is None)
+        results = exe.map(tasks.make_thing, range(10))
+        for _ in range(10):
+            reference = weakref.ref(next(results))
+            eventually(reference_is_dead(reference))
 
 
 def test_functions_are_released(make_executor: MakeExecutor, eventually: Eventually) -> None:
     with make_executor() as exe:
-        thing = Thing(3)
+        thing = tasks.Thing(3)
         reference = weakref.ref(thing)
         assert exe.submit(thing).result() == 3
         assert exe.submit(thing.method).result() == 3
-        assert exe.submit(lambda: thing.content).result() == 3
+        assert exe.submit(closure_over(thing)).result() == 3
         del thing
         gc.collect()
         eventually(lambda: reference() is None)
@@ -112,7 +104,7 @@ def test_inputs_are_released_when_their_dependents_are_sent(
     make_executor: MakeExecutor, eventually: Eventually
 ) -> None:
     with make_executor() as exe:
-        first = exe.submit(make_thing)
+        first = exe.submit(tasks.make_thing)
         second = exe.submit(tasks.identity, first)
         second.result()
         reference = weakref.ref(first.result())
@@ -140,7 +132,7 @@ def test_the_memory_of_a_result_is_given_back_while_the_executor_idles(
 
 def test_callbacks_are_released(make_executor: MakeExecutor, eventually: Eventually) -> None:
     with make_executor() as exe:
-        thing = Thing()
+        thing = tasks.Thing()
         reference = weakref.ref(thing)
         future = exe.submit(tasks.add, 1)
         future.add_done_callback(thing)

@@ -237,9 +237,11 @@ def test_a_launcher_of_another_mpi_library(other_launcher: Path, block: bool) ->
     launcher = other_launcher / "mpiexec"
     launcher.write_text('#!/bin/sh\nshift 2\n"$@" & "$@" &\nwait\n')
     launcher.chmod(0o755)
-    with SingleNodeExecutor(max_cores=2, resource_dict=TWO, block_allocation=block) as exe:
-        with pytest.raises(ExecutorlibSocketError, match="do not belong together"):
-            exe.submit(tasks.add, 1).result(40)
+    with (
+        SingleNodeExecutor(max_cores=2, resource_dict=TWO, block_allocation=block) as exe,
+        pytest.raises(ExecutorlibSocketError, match="do not belong together"),
+    ):
+        exe.submit(tasks.add, 1).result(40)
 
 
 @pytest.mark.parametrize("block", [False, True])
@@ -275,6 +277,8 @@ def test_an_interpreter_without_mpi4py(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "mpi4py").mkdir()
     (tmp_path / "mpi4py" / "__init__.py").write_text("raise ImportError('hidden by the test')\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
-    with SingleNodeExecutor(max_cores=2, resource_dict=TWO) as exe:
-        with pytest.raises(ExecutorlibSocketError, match="pip install mpi4py"):
-            exe.submit(tasks.add, 1).result(40)
+    with (
+        SingleNodeExecutor(max_cores=2, resource_dict=TWO) as exe,
+        pytest.raises(ExecutorlibSocketError, match="pip install mpi4py"),
+    ):
+        exe.submit(tasks.add, 1).result(40)

@@ -67,7 +67,7 @@ def test_a_subclass_in_front_of_the_executor(make_executor: MakeExecutor) -> Non
             self.count += 1
             return super().submit(fn, *args, **kwargs)  # type: ignore[misc]
 
-    class Both(Mine, SingleNodeExecutor):  # type: ignore[misc]
+    class Both(Mine, SingleNodeExecutor):
         pass
 
     with Both(max_workers=1) as exe:
@@ -208,7 +208,7 @@ def test_the_names_of_the_package() -> None:
         assert name in dir(executorlib)
     assert executorlib.__version__.startswith("1.11.")
     with pytest.raises(AttributeError, match="no_such_name"):
-        _ = executorlib.no_such_name  # type: ignore[attr-defined]
+        _ = executorlib.no_such_name
     assert inspect.isclass(executorlib.SingleNodeExecutor)
 
 

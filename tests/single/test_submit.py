@@ -109,7 +109,8 @@ def test_any_callable(make_executor: MakeExecutor, fn: Any, args: tuple[Any, ...
 @pytest.mark.parametrize("name", ["fn", "self", "args", "resource", "kwargs"])
 def test_names_of_keyword_arguments_are_free(make_executor: MakeExecutor, name: str) -> None:
     with make_executor() as exe:
-        result = exe.submit(odd_names, **{name: 7}).result()
+        named: dict[str, Any] = {name: 7}
+        result = exe.submit(odd_names, **named).result()
     assert dict(zip(("fn", "self", "args", "resource", "kwargs"), result, strict=True))[name] == 7
 
 
@@ -133,7 +134,7 @@ def test_what_is_not_callable_fails(make_executor: MakeExecutor, wrong: Any) -> 
 def test_the_exception_arrives_with_its_remote_traceback(make_executor: MakeExecutor) -> None:
     with make_executor() as exe:
         future = exe.submit(tasks.fail, "the message")
-        with pytest.raises(ValueError, match="^the message$") as caught:
+        with pytest.raises(ValueError, match=r"^the message$") as caught:
             future.result()
     cause = caught.value.__cause__
     assert isinstance(cause, RemoteTraceback)
@@ -217,7 +218,7 @@ def test_arrays_arrive_whole_and_writable(make_executor: MakeExecutor) -> None:
             result = future.result()
             assert result.flags.writeable
             np.testing.assert_array_equal(result, 2 * array)
-    np.testing.assert_array_equal(arrays[-1], np.arange(300_000)), "the caller's array is his own"
+    np.testing.assert_array_equal(arrays[-1], np.arange(300_000))  # the caller's array is his own
 
 
 def test_non_contiguous_and_object_arrays(make_executor: MakeExecutor) -> None:

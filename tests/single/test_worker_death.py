@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import signal
 import time
@@ -65,16 +66,10 @@ def test_leaving_is_an_error_of_the_task(
 
 def test_one_death_does_not_take_the_others_along(make_executor: MakeExecutor) -> None:
     with make_executor(max_workers=2) as exe:
-        futures = [exe.submit(_die_at, i, 7) for i in range(40)]
+        futures = [exe.submit(tasks.die_at, i, 7) for i in range(40)]
         errors = [future.exception(40) for future in futures]
     assert isinstance(errors[7], WorkerDiedError)
     assert [error for i, error in enumerate(errors) if i != 7] == [None] * 39
-
-
-def _die_at(i: int, bad: int) -> int:
-    if i == bad:
-        tasks.end_self(signal.SIGKILL)
-    return i
 
 
 @pytest.mark.parametrize("fork_server", ["1", "0"])
@@ -85,18 +80,12 @@ def test_what_only_waited_at_a_dead_worker_is_not_blamed(
     monkeypatch.setenv("EXECUTORLIB_FORK_SERVER", fork_server)
     log = tmp_path / "log"
     with SingleNodeExecutor(max_workers=1, block_allocation=True) as exe:
-        list(exe.map(_note_or_die, [log] * 30, range(100, 130)))
-        futures = [exe.submit(_note_or_die, log, i) for i in range(30)]
+        list(exe.map(tasks.note_or_die, [log] * 30, range(100, 130)))
+        futures = [exe.submit(tasks.note_or_die, log, i) for i in range(30)]
         errors = [future.exception(40) for future in futures]
     assert isinstance(errors[0], WorkerDiedError)
     assert errors[1:] == [None] * 29
     assert sorted(map(int, log.read_text().split())) == [*range(1, 30), *range(100, 130)]
-
-
-def _note_or_die(log: Path, i: int) -> None:
-    if i == 0:
-        tasks.end_self(signal.SIGKILL)
-    tasks.append(log, i)
 
 
 def test_a_worker_that_is_killed_while_idle_is_replaced(eventually: Eventually) -> None:
@@ -104,7 +93,7 @@ def test_a_worker_that_is_killed_while_idle_is_replaced(eventually: Eventually) 
         for _ in range(3):
             pid = exe.submit(tasks.pid).result()
             psutil.Process(pid).kill()
-            eventually(lambda pid=pid: not psutil.pid_exists(pid))
+            eventually(functools.partial(gone, pid))
             assert exe.submit(tasks.add, 1, 1).result(30) == 2
 
 
@@ -114,6 +103,10 @@ def test_a_worker_killed_right_before_its_next_task() -> None:
         for _ in range(5):
             psutil.Process(exe.submit(tasks.pid).result()).kill()
             assert exe.submit(tasks.add, 1, 1).result(30) == 2
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid)
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -181,26 +174,16 @@ def test_restart_limit_is_a_limit(make_executor: MakeExecutor, tmp_path: Path) -
     log = tmp_path / "log"
     with make_executor(max_workers=1, restart_limit=2) as exe:
         with pytest.raises(WorkerDiedError):
-            exe.submit(_log_and_die, log).result(30)
+            exe.submit(tasks.log_and_die, log).result(30)
         assert exe.submit(tasks.add, 1, 1).result() == 2
     assert log.read_text().split() == ["died"] * 3
-
-
-def _log_and_die(log: Path) -> None:
-    tasks.append(log, "died")
-    tasks.end_self(signal.SIGKILL)
 
 
 def test_restart_limit_does_not_repeat_exceptions(make_executor: MakeExecutor, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with make_executor(restart_limit=3) as exe, pytest.raises(ValueError, match="plain"):
-        exe.submit(_log_and_fail, log).result(30)
+        exe.submit(tasks.log_and_fail, log).result(30)
     assert log.read_text().split() == ["failed"]
-
-
-def _log_and_fail(log: Path) -> None:
-    tasks.append(log, "failed")
-    raise ValueError("plain")
 
 
 def test_a_task_that_is_tried_again_can_be_cancelled_only_before_it_runs(
@@ -268,16 +251,14 @@ def test_the_fork_server_is_stopped_for_a_while(make_executor: MakeExecutor) -> 
 
 
 def test_an_interpreter_that_is_not_there(make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither fork server nor worker can be started: the call fails soon, with the path in the message."""
+    """Neither fork server nor worker can be started: the executor or the call fails soon, with the path."""
     import sys
 
     with make_executor(max_workers=1) as warm:  # imports what is imported late
         warm.submit(tasks.add, 1).result()
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    with make_executor(max_workers=1) as exe:
-        error = exe.submit(tasks.add, 1).exception(30)
-    assert error is not None
-    assert "/no/such/python" in str(error)
+    with pytest.raises((OSError, RuntimeError), match="/no/such/python"), make_executor(max_workers=1) as exe:
+        exe.submit(tasks.add, 1).result(30)
 
 
 def test_a_spawned_interpreter_that_ends_at_once(
@@ -307,7 +288,7 @@ def test_an_argument_that_cannot_be_pickled(make_executor: MakeExecutor) -> None
             exe.submit(tasks.identity, tasks.Unpicklable()).result(20)
         with pytest.raises(TypeError):
             exe.submit(tasks.identity, x=(i for i in range(3))).result(20)
-        with pytest.raises(pickle.PicklingError, match="sys.exit"):
+        with pytest.raises(pickle.PicklingError, match=r"sys\.exit"):
             exe.submit(tasks.identity, [tasks.ExitsInPickling()]).result(20)
         assert exe.submit(tasks.add, 1, 1).result() == 2
 
@@ -317,7 +298,7 @@ def test_a_function_that_cannot_be_pickled(make_executor: MakeExecutor) -> None:
     with make_executor() as exe:
         with pytest.raises(TypeError, match="do not travel"):
             exe.submit(lambda: trap).result(20)
-        with pytest.raises(pickle.PicklingError, match="sys.exit"):
+        with pytest.raises(pickle.PicklingError, match=r"sys\.exit"):
             exe.submit(lambda: leaver).result(20)
         assert exe.submit(tasks.add, 1, 1).result() == 2
 

@@ -180,6 +180,19 @@ def test_the_table_does_not_grow_without_limit(table: FunctionTable) -> None:
     assert reference() is None
 
 
+def test_the_table_does_not_keep_all_data_that_functions_carried(
+    table: FunctionTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("executorlib.standalone.functions._KEPT_BYTES", 1_000_000)
+    data: list[str] = []
+    fn = functools.partial(len, data)
+    for i in range(20):
+        data.append(str(i) * 50_000)
+        ref = table.add(fn)
+    assert table.add(fn) is ref
+    assert sum(len(key) for key in table._by_pickle) < 1_000_000 + len(ref.payload.data)
+
+
 def test_errors_of_pickling_pass_through(table: FunctionTable) -> None:
     class Trap:
         def __reduce__(self) -> Any:
@@ -252,8 +265,8 @@ def test_takes_parameter(fn: Any, takes: bool) -> None:
 
 def test_a_local_variable_is_no_parameter() -> None:
     def fn(b: int) -> int:
-        a = b
-        return a
+        a = b + 1
+        return a * b
 
     assert not takes_parameter(fn, "a")
 

@@ -27,7 +27,7 @@ def cgroup(tmp_path: Path, membership: str, files: dict[str, str]) -> float | No
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     (tmp_path / "self").write_text(membership)
-    return hardware._cgroup_cpus(root, tmp_path / "self")
+    return hardware._cgroup_cpus(str(root), str(tmp_path / "self"))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_version_1_limits_of_the_groups_above(tmp_path: Path) -> None:
 
 
 def test_no_control_groups(tmp_path: Path) -> None:
-    assert hardware._cgroup_cpus(tmp_path, tmp_path / "missing") is None
+    assert hardware._cgroup_cpus(str(tmp_path), str(tmp_path / "missing")) is None
 
 
 def test_a_group_outside_the_root_does_not_lead_astray(tmp_path: Path) -> None:

@@ -152,7 +152,6 @@ def test_a_non_blocking_connection_never_waits(pair: tuple[socket.socket, socket
         except BlockingIOError:
             pass
     assert left.flush()
-    assert not left.unsent
     assert all(map(same, received, SAMPLES * 2))
 
 
@@ -188,7 +187,7 @@ def test_more_pieces_than_one_system_call_takes(pair: tuple[socket.socket, socke
 def test_arrays_arrive_writable(count: int, signed: bool) -> None:
     array = np.arange(float(count))
     buffers: list[Any] = []
-    data = pickle.dumps(array, 5, buffer_callback=lambda b: bool(buffers.append(b.raw())))
+    data = pickle.dumps(array, 5, buffer_callback=lambda buffer: buffers.append(buffer.raw()))
     messages = decode(after_hello((data, buffers)), signer()) if signed else decode(encoded(data, buffers))
     copy = pickle.loads(messages[-1][0], buffers=messages[-1][1])
     copy += 1

@@ -1,6 +1,6 @@
 """A task of the cache in its worker: its input is read, its function called, its outcome written.
 
-    <key>_i.h5 ──► FileCall.load ──► run ──► Outcome ──► <key>_o.h5
+<key>_i.h5 ──► FileCall.load ──► run ──► Outcome ──► <key>_o.h5
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from executorlib.backend.calls import flush_output, left_open, log_error, supplied_for
-from executorlib.standalone.cache_claim import TAKEN_EXIT_CODE, release, take
+from executorlib.backend.worker import finish, make_main
+from executorlib.standalone.cache_claim import LEADER_VARIABLE, TAKEN_EXIT_CODE, release, take
 from executorlib.standalone.cache_entry import unpickle
 from executorlib.standalone.cache_file import CacheFileError
 from executorlib.standalone.cache_outcome import is_ended, read_call, write_outcome
 from executorlib.standalone.cache_paths import CachePaths
+from executorlib.standalone.command import PATH_VARIABLE
 from executorlib.standalone.errors import ExecutorlibSocketError
-from executorlib.standalone.future_item import HOME, resolve
+from executorlib.standalone.future_item import HOME, MissingInputError, resolve
 from executorlib.standalone.hardware import thread_environment
 from executorlib.standalone.serialize import dump_error, dumps
 
 _HIDE_FROM_TRACEBACK = True
-PATH_VARIABLE = "EXECUTORLIB_PATH"
-"""Environment variable with the sys.path of the program, as JSON."""
-
 # A network file system may take so long to show a file that another machine has written.
 _INPUT_SECONDS = 60.0
 _FLUSHED_FROM_SECONDS = 0.01
@@ -67,19 +66,14 @@ class FileCall:
         """Call the function.
 
         Raises:
-            CacheFileError: the call cannot be unpickled, or the file of an input cannot be read
-            FileNotFoundError: that of an input is not there
+            CacheFileError: the call cannot be unpickled
+            MissingInputError: the file of another task, whose result is an argument, cannot be read
         """
         fn, args, kwargs = (self._value(name) for name in ("function", "input_args", "input_kwargs"))
         start = time.monotonic()
         try:
-            if any(HOME.encode() in self.content[name] for name in ("input_args", "input_kwargs")):
-                try:
-                    args, kwargs = resolve(args, kwargs, _INPUT_SECONDS)
-                except (CacheFileError, FileNotFoundError) as error:
-                    if error.__traceback__ is not None and error.__cause__ is None:
-                        raise _MissingInputError from error
-                    raise
+            if any(HOME.encode() in self.content.get(name, b"") for name in ("input_args", "input_kwargs")):
+                args, kwargs = resolve(args, kwargs, _INPUT_SECONDS)
             supplied = supplied_for(fn, {"executorlib_worker_id": 0})
             if supplied:
                 kwargs = {**left_open(fn, tuple(args), kwargs, supplied), **kwargs}
@@ -87,9 +81,8 @@ class FileCall:
             result = fn(*args, **kwargs)
             runtime = time.monotonic() - start
             return Outcome(True, _pickled(result), "", runtime)
-        except _MissingInputError as error:
-            assert error.__cause__ is not None
-            raise error.__cause__ from None
+        except MissingInputError:
+            raise
         except BaseException as error:
             runtime = time.monotonic() - start
             log_file = self._value("error_log_file")
@@ -103,15 +96,11 @@ class FileCall:
         write_outcome(self.paths, self.content, outcome.datasets(), flush=flush)
 
     def _value(self, name: str) -> Any:
-        if name not in self.content and name != "function":
-            return {"input_args": (), "input_kwargs": {}}.get(name)
-        if name not in self.content:
+        if name in self.content:
+            return unpickle(self.paths.input, name, self.content[name])
+        if name == "function":
             raise CacheFileError.because(self.paths.input, "it has no function")
-        return unpickle(self.paths.input, name, self.content[name])
-
-
-class _MissingInputError(Exception):
-    pass
+        return {"input_args": (), "input_kwargs": {}}.get(name)
 
 
 def failure(error: BaseException, runtime: float) -> Outcome:
@@ -125,27 +114,32 @@ def failure(error: BaseException, runtime: float) -> Outcome:
 
 def set_up(content: dict[str, bytes]) -> None:
     """Make this process the place that the task expects, before anything of it is unpickled."""
+    os.environ.pop(LEADER_VARIABLE, None)
     path = os.environ.pop(PATH_VARIABLE, None)
     if path is not None:
         sys.path[:] = json.loads(path)
+    make_main()
     resources = pickle.loads(content["resource_dict"]) if "resource_dict" in content else {}
     threads = resources.get("threads_per_core", 1)
     # The default of one thread does not overrule what the environment says.
     os.environ.update(thread_environment(threads if threads and threads > 1 else None, dict(os.environ)))
 
 
-def begin(paths: CachePaths) -> dict[str, bytes] | None:
-    """Take the task; returns what its input file holds, and None where nothing is left to do.
-
-    Raises:
-        SystemExit: another process runs the task
-        OSError: there is no readable input
-    """
+def work(paths: CachePaths) -> int:
+    """Run a task that this process alone has to do with; returns the exit code."""
     if not take(paths):
-        raise SystemExit(TAKEN_EXIT_CODE)
-    if is_ended(paths.output):
-        return None
-    return read_call(paths)
+        return TAKEN_EXIT_CODE
+    try:
+        if not is_ended(paths.output):
+            call = FileCall(paths, read_call(paths))
+            set_up(call.content)
+            call.write(call.run())
+            finish()
+    except Exception as error:
+        return report(error, paths)
+    finally:
+        end(paths)
+    return 0
 
 
 def end(paths: CachePaths) -> None:
@@ -163,8 +157,6 @@ def end(paths: CachePaths) -> None:
 def report(error: BaseException, paths: CachePaths) -> int:
     """Say in the log why there is no outcome; returns the exit code."""
     print(f"executorlib: the task {paths.stem} has no outcome: {error!r}", file=sys.stderr)
-    if error.__cause__ is not None:
-        print(f"because of {error.__cause__!r}", file=sys.stderr)
     return _FAILED_EXIT_CODE
 
 

@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from executorlib.standalone.interactive.control import receive_request, send_request
+from executorlib.standalone.interactive.control import encode_report, receive_request
 
 _TERM_SECONDS = 1.0
 
@@ -28,6 +28,7 @@ class ForkServer:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
+        self._unsent = bytearray()  # reports that the program has no time for: it may be waiting for this process
         self._pids: dict[int, int] = {}  # worker -> pid
         self._workers: dict[int, int] = {}  # pid -> worker
         self._programs: set[int] = set()  # workers that another program was executed for
@@ -41,7 +42,10 @@ class ForkServer:
         signal.set_wakeup_fd(self._wake)
         try:
             while True:
-                ready, _, _ = select.select([self._control.fileno(), self._child_exits], [], [])
+                write = [self._control.fileno()] if self._unsent else []
+                ready, writable, _ = select.select([self._control.fileno(), self._child_exits], write, [])
+                if writable:
+                    self._send_reports()
                 if self._child_exits in ready:
                     os.read(self._child_exits, 4096)
                     self._reap()
@@ -60,13 +64,13 @@ class ForkServer:
             if pid == 0:
                 self._become(request, fds)
         except OSError as error:
-            send_request(self._control, ("failed", worker, str(error)))
+            self._report("failed", worker, str(error))
         else:
             self._pids[worker] = pid
             self._workers[pid] = worker
             if kind == "exec":
                 self._programs.add(worker)
-            send_request(self._control, ("started", worker, pid))
+            self._report("started", worker, pid)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -119,7 +123,16 @@ class ForkServer:
                 if status != 0:  # what the task itself had started does not outlive its violent end
                     with contextlib.suppress(OSError):
                         os.killpg(pid, signal.SIGKILL)
-                send_request(self._control, ("exited", worker, status))
+                self._report("exited", worker, status)
+
+    def _report(self, *report: Any) -> None:
+        self._unsent += encode_report(report)
+        self._send_reports()
+
+    def _send_reports(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            sent = self._control.send(self._unsent, socket.MSG_DONTWAIT)
+            del self._unsent[:sent]
 
     def _kill(self, worker: int, signum: int) -> None:
         pid = self._pids.get(worker)

@@ -7,7 +7,6 @@ import contextlib
 import importlib
 import importlib.util
 import os
-import pickle
 import platform
 import signal
 import socket
@@ -15,9 +14,9 @@ import sys
 import threading
 from typing import NamedTuple
 
+from executorlib.standalone.interactive import listener
 from executorlib.standalone.interactive.listener import Hello, key_variable
-from executorlib.standalone.interactive.messages import HELLO
-from executorlib.standalone.interactive.wire import Connection, connect
+from executorlib.standalone.interactive.wire import Connection
 
 _CONNECT_SECONDS = 60.0
 
@@ -48,7 +47,6 @@ class Arguments(NamedTuple):
 
 def introduce(arguments: Arguments, rank: int = 0, ranks: int = 1) -> Connection:
     """Connect to the executor and say who this is."""
-    connection = connect(arguments.host, arguments.port, arguments.key, _CONNECT_SECONDS)
     hello = Hello(
         worker=arguments.worker,
         rank=rank,
@@ -57,8 +55,7 @@ def introduce(arguments: Arguments, rank: int = 0, ranks: int = 1) -> Connection
         host=socket.gethostname(),
         python=platform.python_version(),
     )
-    connection.send(HELLO + pickle.dumps(tuple(hello)))
-    return connection
+    return listener.introduce(arguments.host, arguments.port, arguments.key, hello, _CONNECT_SECONDS)
 
 
 def watch_lifeline() -> None:

@@ -17,6 +17,7 @@ from executorlib.backend.calls import (
     supplied_for,
 )
 from executorlib.standalone.interactive.messages import (
+    CLAIM,
     DONE,
     EXITED,
     FAILED,
@@ -50,7 +51,7 @@ class Claims:
 
     The dispatcher puts one token into a pipe for each task that it sends, and can take tokens back while the tasks
     have not begun: so a task that waits behind a long one moves to another worker, although this process is busy.
-    A token's byte is the number of its batch, so that the tokens of a later batch do not stand for lost ones.
+    A token is the number of its batch, so that the tokens of a later batch do not stand for lost ones.
     """
 
     def __init__(self, fd: int | None) -> None:
@@ -62,9 +63,12 @@ class Claims:
             return True
         if self._held is None:
             try:
-                self._held = os.read(self._fd, 1)[0]
-            except (BlockingIOError, IndexError):
+                token = os.read(self._fd, CLAIM.size)
+            except BlockingIOError:
                 return False
+            if not token:  # the dispatcher is gone
+                return False
+            self._held = CLAIM.unpack(token)[0]
         if self._held != batch:
             return False
         self._held = None

@@ -80,3 +80,59 @@ def single_node_command(resources: Resources, program: list[str]) -> list[str] |
     if resources.cores == 1:
         return None
     return [*mpiexec_command(resources.cores, resources.openmpi_oversubscribe), *program]
+
+
+class TestClusterExecutor(BaseExecutor):
+    """Runs calls as jobs that work through files, as the cluster executors do, but on this machine.
+
+    For trying programs that are written for `SlurmClusterExecutor` or `FluxClusterExecutor`. Each call is a process
+    with its input and its output in the cache directory, by default ``executorlib_cache``. The processes outlive the
+    program with ``wait=False``, or if it is killed; a program that makes the same calls gets their results.
+
+    The parameters are those of `executorlib.executor.options.Options`, less those that
+    `executorlib.executor.cluster.ClusterOptions` refuses.
+
+    Raises:
+        ValueError: a parameter is given that jobs without a connection to the program cannot have
+        TypeError: the resource_dict is wrong (``pydantic.ValidationError`` where pydantic is installed)
+    """
+
+    __test__ = False  # the name is not that of a test
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        cache_directory: str | None = None,
+        max_cores: int | None = None,
+        resource_dict: dict[str, Any] | None = None,
+        hostname_localhost: bool | None = None,
+        block_allocation: bool = False,
+        init_function: Callable[..., Any] | None = None,
+        disable_dependencies: bool = False,
+        refresh_rate: float = 0.01,
+        plot_dependency_graph: bool = False,
+        plot_dependency_graph_filename: str | None = None,
+        export_workflow_filename: str | None = None,
+        log_obj_size: bool = False,
+        wait: bool = True,
+        openmpi_oversubscribe: bool = False,
+    ) -> None:
+        from executorlib.executor.cluster import ClusterOptions, file_scheduler
+
+        options = ClusterOptions(
+            max_workers=max_workers,
+            cache_directory=cache_directory,
+            max_cores=max_cores,
+            resource_dict=resource_dict,
+            hostname_localhost=hostname_localhost,
+            block_allocation=block_allocation,
+            init_function=init_function,
+            disable_dependencies=disable_dependencies,
+            refresh_rate=refresh_rate,
+            plot_dependency_graph=plot_dependency_graph,
+            plot_dependency_graph_filename=plot_dependency_graph_filename,
+            export_workflow_filename=export_workflow_filename,
+            wait=wait,
+            openmpi_oversubscribe=openmpi_oversubscribe,
+        )
+        super().__init__(file_scheduler(options))

@@ -40,7 +40,7 @@ class Claim:
 
 def take(paths: CachePaths) -> bool:
     """Note this process, or the launcher that started it, as the one that runs the task; False if another does."""
-    leader = os.environ.get(LEADER_VARIABLE, "")
+    leader = os.environ.pop(LEADER_VARIABLE, "")  # no business of jobs that the task may start itself
     pid = int(leader) if leader.isdigit() else os.getpid()
     text = f"{process_space()}-{pid}-{start_mark(pid)}-{'ranks' if leader else 'serial'}"
     os.makedirs(os.path.dirname(paths.claim), exist_ok=True)
@@ -72,6 +72,12 @@ def holder(paths: CachePaths) -> Claim | None:
         return Claim(int(pid), kind == "ranks", since)
     _remove(paths, text)
     return None
+
+
+def was_taken_by(paths: CachePaths, pid: int) -> bool:
+    """Whether the note names this process, living or not."""
+    text = _text(paths)
+    return text is not None and text.split("-")[:2] == [process_space(), str(pid)]
 
 
 def release(paths: CachePaths) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from executorlib.standalone import hdf5_image, temporary_file
+from executorlib.standalone.cache_trust import open_trusted
 
 Chunks = Sequence[bytes | bytearray | memoryview]
 """The bytes of one dataset, in pieces: a pickled array is not copied once more to stand in one piece."""
@@ -22,12 +23,10 @@ Chunks = Sequence[bytes | bytearray | memoryview]
 _HEAD_BYTES = 16384
 _MOST_BYTES_PER_CALL = 1 << 30
 _SMALL_BYTES = 65536
-# Windows turns line ends without it; nobody else has it.
-_READ_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 
 
 class CacheFileError(OSError):
-    """A file is there but is no cache entry: cut off, empty, of another program, or its pickles cannot be loaded.
+    """A file is there but is no cache entry: cut off, empty, of another program or user, or its pickles do not load.
 
     To whoever looks for a result it means the same as no file. The attribute `filename` names it, and `strerror`
     says what is wrong.
@@ -74,7 +73,7 @@ def _datasets(path: str, wanted: _Wanted) -> dict[str, bytes | None]:
 
 def _read_once(path: str, wanted: _Wanted) -> dict[str, bytes | None]:
     try:
-        descriptor = os.open(path, _READ_FLAGS)
+        descriptor = open_trusted(path)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -147,7 +146,10 @@ def _opened_with_h5py(path: str, descriptor: int) -> Iterator[Any]:
     try:
         # Some network file systems refuse locks, others wait for them for ever.
         access.set_file_locking(False, True)
-        file = h5py.File(h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, fapl=access))
+        # By its descriptor where that is possible: the name may by now stand for another file.
+        opened = f"/proc/self/fd/{descriptor}"
+        name = opened if os.path.exists(opened) else path
+        file = h5py.File(h5py.h5f.open(os.fsencode(name), h5py.h5f.ACC_RDONLY, fapl=access))
     except Exception:
         # HDF5 cannot do without locks before 1.10.7, and never if this process has the file open with locks.
         file = None

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from hashlib import sha256
 
+from executorlib.standalone.cache_trust import is_trusted, make_private_directory
+
 INPUT_SUFFIX = "_i.h5"
 RUNNING_SUFFIX = "_r.h5"
 OUTPUT_SUFFIX = "_o.h5"
@@ -88,8 +90,11 @@ class CachePaths:
 
 def aliased_output(directory: str | os.PathLike[str], alias: str) -> CachePaths | None:
     """The files of the call that `remember_alias` noted under this alias; None if it has no output any more."""
+    link = _alias_path(directory, alias)
     try:
-        target = os.readlink(_alias_path(directory, alias))
+        target = os.readlink(link)
+        if not is_trusted(os.lstat(link).st_uid):
+            return None
     except OSError:
         return None
     key = target.removeprefix(os.path.join(os.pardir, "")).removesuffix(OUTPUT_SUFFIX)
@@ -107,7 +112,7 @@ def remember_alias(paths: CachePaths, alias: str) -> None:
     link = _alias_path(paths.directory, alias)
     target = os.path.relpath(paths.output, os.path.dirname(link))
     try:
-        os.makedirs(os.path.dirname(link), exist_ok=True)
+        make_private_directory(os.path.dirname(link))
         if os.path.islink(link):
             if os.readlink(link) == target:
                 return

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
+PATH_VARIABLE = "EXECUTORLIB_PATH"
+"""Environment variable by which a job on this machine gets the sys.path of the program, as JSON."""
+
 _BACKEND = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "backend")
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from executorlib.standalone.serialize import Payload, dumps
 
 _KEPT = 64
+_KEPT_BYTES = 1 << 28
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type(...)})
 # What a function must not do if a second call in the same worker is to find what the first one found.
 _WRITES = frozenset(opcode.opmap[name] for name in ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR"))
@@ -97,6 +98,9 @@ class FunctionTable:
         else:
             self._by_pickle.setdefault(payload.data, []).append(ref)
         _trim(self._by_pickle)
+        # A function that carries data is another one with each change of them.
+        while len(self._by_pickle) > 1 and sum(map(_nbytes, list(self._by_pickle.values()))) > _KEPT_BYTES:
+            self._by_pickle.popitem(last=False)
         return ref
 
 
@@ -239,6 +243,10 @@ def _code(fn: Any) -> types.CodeType | None:
         fn = vars(type(fn)).get("__call__", fn)
     code = getattr(fn, "__code__", None)
     return code if isinstance(code, types.CodeType) else None
+
+
+def _nbytes(refs: list[FunctionRef]) -> int:
+    return sum(ref.payload.nbytes for ref in refs)
 
 
 def _trim(cache: OrderedDict[Any, Any]) -> None:

@@ -12,7 +12,8 @@ import pickle
 import time
 from typing import Any
 
-from executorlib.standalone.cache_outcome import read_outcome
+from executorlib.standalone.cache_file import CacheFileError
+from executorlib.standalone.cache_outcome import Outcome, read_outcome
 
 HOME = "executorlib.task_scheduler.file.shared"
 _FIRST_PAUSE = 0.01
@@ -46,10 +47,28 @@ class FutureItem:
             CacheFileError: its file cannot be read
             Exception: what the task has raised
         """
-        outcome = read_outcome(self._file_name)
+        return self._of(read_outcome(self._file_name))
+
+    def _of(self, outcome: Outcome) -> Any:
         if not outcome.succeeded:
             raise outcome.value
         return outcome.value if self._selector is None else outcome.value[self._selector]
+
+    def _wait(self, seconds: float) -> Any:
+        deadline = time.monotonic() + seconds
+        pause = _FIRST_PAUSE
+        while not self.done() and time.monotonic() < deadline:
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        try:
+            outcome = read_outcome(self._file_name)
+        except (FileNotFoundError, CacheFileError) as error:
+            raise MissingInputError(f"the result of {self._file_name} cannot be read: {error!r}") from error
+        return self._of(outcome)
+
+
+class MissingInputError(RuntimeError):
+    """The file with the result of another task is not there, or cannot be read."""
 
 
 FutureItem.__module__ = HOME
@@ -64,8 +83,7 @@ def resolve(args: Any, kwargs: Any, seconds: float) -> tuple[Any, Any]:
         seconds: how long to wait for a file that a network file system does not show yet
 
     Raises:
-        FileNotFoundError: a task has not ended
-        CacheFileError: its file cannot be read
+        MissingInputError: the file of a task is not there, or cannot be read
         Exception: what a task has raised
     """
     import cloudpickle
@@ -86,16 +104,7 @@ def resolve(args: Any, kwargs: Any, seconds: float) -> tuple[Any, Any]:
 
     stream = io.BytesIO()
     Pickler(stream, protocol=5, buffer_callback=buffers.append).dump((args, kwargs))
-    values = [_wait_for(item, seconds) for item in items]
+    values = [item._wait(seconds) for item in items]
     stream.seek(0)
     found: tuple[Any, Any] = Unpickler(stream, buffers=buffers).load()
     return found
-
-
-def _wait_for(item: FutureItem, seconds: float) -> Any:
-    deadline = time.monotonic() + seconds
-    pause = _FIRST_PAUSE
-    while not item.done() and time.monotonic() < deadline:
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
-    return item.result()

@@ -58,14 +58,16 @@ def end_group(pid: int, *, gently: bool) -> None:
         pid: the process
         gently: ask it first, so that it can end others: a launcher its ranks
     """
-    if gently and _signal_group(pid, signal.SIGTERM):
+    if gently and signal_group(pid, "SIGTERM"):
         deadline = time.monotonic() + _TERM_SECONDS
         while is_alive(pid) and start_mark(pid) and time.monotonic() < deadline:
             time.sleep(_PAUSE)
-    _signal_group(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+    signal_group(pid, "SIGKILL")
 
 
-def _signal_group(pid: int, signum: int) -> bool:
+def signal_group(pid: int, name: str) -> bool:
+    """Send a signal to a process that leads a group, and to the group; returns whether there was anybody."""
+    signum = getattr(signal, name, signal.SIGTERM)
     try:
         if hasattr(os, "killpg"):
             os.killpg(pid, signum)

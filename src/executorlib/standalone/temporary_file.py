@@ -7,6 +7,7 @@ import os
 import stat
 import time
 
+from executorlib.standalone.cache_trust import make_private_directory
 from executorlib.standalone.processes import is_alive, process_space
 
 _PREFIX = ".executorlib-"
@@ -31,7 +32,7 @@ def create(directory: str) -> tuple[int, str]:
     try:
         return os.open(path, _FLAGS, 0o600), path
     except FileNotFoundError:
-        os.makedirs(directory, exist_ok=True)
+        make_private_directory(directory)
     except FileExistsError:  # left by a dead process that had our process id
         os.unlink(path)
     return os.open(path, _FLAGS, 0o600), path

@@ -21,13 +21,19 @@ _MAX_FDS = 4
 
 
 def send_request(sock: socket.socket, request: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
-    """Send a request, or a report, with descriptors."""
+    """Send a request with descriptors."""
     data = pickle.dumps(request)
     if fds:
         socket.send_fds(sock, [LENGTH.pack(len(data))], fds)
         sock.sendall(data)
     else:
         sock.sendall(LENGTH.pack(len(data)) + data)
+
+
+def encode_report(report: tuple[Any, ...]) -> bytes:
+    """A report as it goes over the socket."""
+    data = pickle.dumps(report)
+    return LENGTH.pack(len(data)) + data
 
 
 def receive_request(sock: socket.socket) -> tuple[tuple[Any, ...], list[int]]:

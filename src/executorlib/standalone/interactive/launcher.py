@@ -79,6 +79,10 @@ class Launcher(ABC):
     def close(self) -> None:
         """End what is left and wait for it."""
 
+    @abstractmethod
+    def abandon(self) -> None:
+        """In a child of the program: give back the descriptors, and let the program's processes be."""
+
 
 def describe_exit(code: int) -> str:
     """An exit code as `subprocess` gives it, in words."""
@@ -111,6 +115,7 @@ class ForkServer(Launcher):
                 sys.executable,
                 argv,
                 os.environ,
+                setsigmask=(),  # a blocked SIGCHLD would never tell of an exit
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, null, 0),
                     (os.POSIX_SPAWN_DUP2, theirs.fileno(), fd),
@@ -169,6 +174,9 @@ class ForkServer(Launcher):
             found.append(_event(pickle.loads(self._partial[LENGTH.size : stop])))
             self._partial = self._partial[stop:]
         return found
+
+    def abandon(self) -> None:
+        self._control.close()
 
     def close(self) -> None:
         self._control.close()
@@ -256,6 +264,12 @@ class Subprocesses(Launcher):
             self.kill(worker, getattr(signal, "SIGKILL", signal.SIGTERM))
         for process in self._processes.values():
             process.wait()
+            process.stdin.close()
+        self._reader.close()
+        self._writer.close()
+
+    def abandon(self) -> None:
+        for process in list(self._processes.values()):
             process.stdin.close()
         self._reader.close()
         self._writer.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -103,8 +104,8 @@ class Line:
         os.environ.pop(key_variable(self.port), None)
 
     def _open_door(self) -> None:
-        if self._listener.is_crowded():  # who has said nothing for longest makes place: a worker is quick
-            self._turn_away(next(iter(self._listener.guests.values())), "too many strangers at a time")
+        if (guest := self._listener.in_the_way()) is not None:
+            self._turn_away(guest, "too many strangers at a time")
         self._listener.accept()
 
     def _hear_guest(self, guest: Guest) -> None:
@@ -122,6 +123,8 @@ class Line:
         if hello.rank > 0:
             self.asides.extend(messages)
             self._ranks.append(connection)
+            with contextlib.suppress(OSError):
+                connection.send(WELCOME)
         elif self._connection is None:
             self.hello, self._connection = hello, connection
             self.inbox.extend(messages)

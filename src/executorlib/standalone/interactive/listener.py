@@ -9,22 +9,29 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import random
 import socket
 import time
 from typing import Any, NamedTuple
 
-from executorlib.standalone.interactive.messages import HELLO
+from executorlib.standalone.interactive.messages import HELLO, WELCOME
 from executorlib.standalone.interactive.wire import (
     GREETING_BYTES,
+    ClosedError,
     Connection,
     ProtocolError,
+    connect,
     greeting,
     secure,
 )
 
 _GREETING_SECONDS = 10.0
 _MAX_STRANGERS = 64
+# A worker that was pushed aside by a crowd of strangers knocks again, so often.
+_KNOCKS = 200
+_LONGEST_PAUSE = 0.2
 _LOG = logging.getLogger("executorlib")
+_LOG.addHandler(logging.NullHandler())  # a library is silent, unless the program wants to hear of it
 
 
 def key_variable(port: int) -> str:
@@ -41,6 +48,34 @@ class Hello(NamedTuple):
     pid: int = 0
     host: str = ""
     python: str = ""
+
+
+def introduce(host: str, port: int, key: bytes, hello: Hello, timeout: float = 60.0) -> Connection:
+    """Connect a worker to its executor and say who it is; returns when the executor has welcomed it.
+
+    Raises:
+        OSError: nothing answers there, or what answers is not the executor
+    """
+    knocks = _KNOCKS
+    while True:
+        connection = None
+        try:
+            connection = connect(host, port, key, timeout)
+            connection.send(HELLO + pickle.dumps(tuple(hello)))
+            if connection.receive()[0] != WELCOME:
+                raise ProtocolError(f"{host}:{port} has not said welcome")
+            return connection
+        except (EOFError, ConnectionResetError, BrokenPipeError, ClosedError) as error:
+            if connection is not None:
+                connection.close()
+            knocks -= 1
+            if knocks == 0:
+                raise ProtocolError(f"{host}:{port} closes every connection: {error}") from error
+            time.sleep(random.uniform(0.0, _LONGEST_PAUSE))
+        except BaseException:
+            if connection is not None:
+                connection.close()
+            raise
 
 
 class Guest:
@@ -116,9 +151,14 @@ class Listener:
         """What a worker program needs on its command line."""
         return ["--host", self.host, "--zmqport", str(self.port)]
 
-    def is_crowded(self) -> bool:
-        """Whether so many wait to introduce themselves that one has to go before the next comes in."""
-        return len(self.guests) >= _MAX_STRANGERS
+    def in_the_way(self) -> Guest | None:
+        """Who has to go before the next comes in, where too many wait to introduce themselves.
+
+        It is drawn by lot: whoever always comes first, or last, gains nothing. A worker comes again.
+        """
+        if len(self.guests) < _MAX_STRANGERS:
+            return None
+        return random.choice(list(self.guests.values()))
 
     def accept(self) -> Guest | None:
         """The next peer at the door; None when there is none."""

@@ -20,8 +20,9 @@ RANK_ERROR = b"E"
 # Both ways: a dictionary of a `SocketInterface`.
 DICT = b"M"
 
-# Number of a batch whose tasks nobody takes back; the others are 1 to 255.
+# Number of a batch whose tasks nobody takes back, and the token of a task in the pipe of claims: its batch's number.
 UNCLAIMED = 0
+CLAIM = struct.Struct("<I")
 
 # Status of a result.
 DONE, FAILED, EXITED, INIT_FAILED, RANKS_DONE = range(5)

@@ -34,13 +34,16 @@ _MAX_BUFFERS = 1 << 20
 _UNTRUSTED_BYTES = 1 << 16
 _IOV_MAX = 64
 # All pages at once cost less than a fault for each.
-_POPULATE = (
-    mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE if hasattr(mmap, "MAP_POPULATE") else None
-)
+_POPULATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE if hasattr(mmap, "MAP_POPULATE") else None
+_POPULATE_BYTES = 1 << 28
 
 
 class ProtocolError(ConnectionError):
     """The peer sent what no worker of this executor would send; the connection is of no more use."""
+
+
+class ClosedError(ProtocolError):
+    """The peer has closed the connection before it has said anything."""
 
 
 Message = tuple[bytes, Sequence[Any]]
@@ -203,7 +206,7 @@ def _memory(size: int) -> Any:
     # Anonymous memory is not written twice, as a bytearray's would be: first with zeros, then with the data.
     if size < _OWN_MEMORY_BYTES:
         return bytearray(size)
-    if _POPULATE is None:
+    if _POPULATE is None or size > _POPULATE_BYTES:  # a size that is not true must not take memory at once
         return mmap.mmap(-1, size)
     return mmap.mmap(-1, size, flags=_POPULATE)
 
@@ -315,27 +318,26 @@ def secure(sock: socket.socket, key: bytes, sent: bytes, received: bytes, *, wor
 
 
 def connect(host: str, port: int, key: bytes, timeout: float = 60.0) -> Connection:
-    """Connect a worker to its executor.
+    """Connect a worker to its executor, which may take its time to answer: a `SocketInterface` looks when it is used.
 
     Raises:
-        OSError: nothing answers there
+        OSError: nothing is there, or does not let us in within so many seconds
         ProtocolError: what answers is not an executor of this library
     """
     sock = socket.create_connection((host, port), timeout=timeout)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.settimeout(None)
         sent = greeting()
         sock.sendall(sent)
         received = b""
         while len(received) < GREETING_BYTES:
             data = sock.recv(GREETING_BYTES - len(received))
             if not data:
-                raise ProtocolError(f"{host}:{port} closed the connection")
+                raise ClosedError(f"{host}:{port} closed the connection")
             received += data
-        connection = secure(sock, key, sent, received, worker=True)
-        sock.settimeout(None)
-        return connection
+        return secure(sock, key, sent, received, worker=True)
     except BaseException:
         sock.close()
         raise

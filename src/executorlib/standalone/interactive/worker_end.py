@@ -13,16 +13,15 @@ while True:
 from __future__ import annotations
 
 import os
-import pickle
 import platform
 from socket import gethostname
 from typing import Any
 
 from executorlib.standalone.errors import ExecutorlibSocketError
 from executorlib.standalone.interactive.dicts import encode_head, split_dict
-from executorlib.standalone.interactive.listener import Hello, key_variable
-from executorlib.standalone.interactive.messages import HELLO, WELCOME
-from executorlib.standalone.interactive.wire import Connection, connect
+from executorlib.standalone.interactive.listener import Hello, introduce, key_variable
+from executorlib.standalone.interactive.messages import WELCOME
+from executorlib.standalone.interactive.wire import Connection
 from executorlib.standalone.serialize import dumps, loads
 
 
@@ -57,10 +56,9 @@ def interface_connect(host: str, port: str | int) -> tuple[WorkerContext, Connec
         raise ExecutorlibSocketError(
             f"the environment has no {name}: a worker inherits it from the program that has opened the port"
         )
-    socket = connect(host, int(port), bytes.fromhex(key))
     # How many ranks there are is this program's business: 0 says that it does not tell.
     hello = Hello(worker=0, ranks=0, pid=os.getpid(), host=gethostname(), python=platform.python_version())
-    socket.send(HELLO + pickle.dumps(tuple(hello)))
+    socket = introduce(host, int(port), bytes.fromhex(key), hello)
     return WorkerContext(socket), socket
 
 

@@ -11,7 +11,6 @@ its connections, the launcher, its wake-up socket and the nearest deadline.
 from __future__ import annotations
 
 import contextlib
-import heapq
 import logging
 import pickle
 import socket
@@ -37,12 +36,10 @@ from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import Payload, dumps, load_error
 from executorlib.task_scheduler.interactive.pool import ReadyQueue, ResourcePool
 from executorlib.task_scheduler.interactive.task import DependencyGraph, Task, failed_input
-from executorlib.task_scheduler.interactive.worker import Worker
+from executorlib.task_scheduler.interactive.worker import STALL_SECONDS, Worker
 from executorlib.task_scheduler.interactive.worker_pool import Gone, Heard, PoolEvent, Site, WorkerPool
 
 _LOG = logging.getLogger("executorlib")
-# An idle worker takes over what waits behind a task that has made no progress for so long.
-_STALL_SECONDS = 0.002
 # When one rank has failed, the others get so long to come to an end themselves.
 _RANK_SECONDS = 3.0
 # How much of a smoothed run time is the last measurement.
@@ -82,7 +79,6 @@ class Dispatcher:
         self._graph = DependencyGraph(self._post_input_done)
         self._ready = ReadyQueue()
         self._open: dict[int, Task] = {}
-        self._deadlines: list[tuple[float, int, Worker]] = []
         self._steal_at: float | None = None
         self._closing = False
         self._fatal: BaseException | None = None
@@ -160,8 +156,10 @@ class Dispatcher:
     def after_fork(self) -> None:
         """In a child of the program: this executor is not the child's, nor are its workers."""
         self.finished = True
+        self._inbox.clear()
         self._wake_reader.close()
         self._wake_writer.close()
+        self._workers.abandon()
 
     # The loop
 
@@ -245,19 +243,20 @@ class Dispatcher:
 
     def _timeout(self) -> float | None:
         times = [self._workers.deadline(), self._steal_at]
-        if self._deadlines:
-            times.append(self._deadlines[0][0])
+        times += [worker.limit for worker in self._workers.workers.values()]
         nearest = min((t for t in times if t is not None), default=None)
         return None if nearest is None else max(0.0, nearest - time.monotonic())
 
     def _expire(self) -> None:
         now = time.monotonic()
         self._workers.expire(now)
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, number, worker = heapq.heappop(self._deadlines)
-            if worker.queue and worker.queue[0].number == number and worker.verdict is None:
+        for worker in list(self._workers.workers.values()):
+            if worker.limit is None or worker.limit > now:
+                continue
+            worker.limit = None
+            if worker.queue and worker.verdict is None:
                 task = worker.queue[0]
-                worker.accused = number
+                worker.accused = task.number
                 worker.verdict = TimeoutError(
                     f"{task.fn.name} was ended after its run_time_max of {task.resources.run_time_max:g} s"
                 )
@@ -286,7 +285,7 @@ class Dispatcher:
     def _fail(self, task: Task, error: BaseException) -> None:
         self._close_task(task)
         with _user_code():
-            if isinstance(error, CancelledError):
+            if isinstance(error, CancelledError) or task.future.cancelled():
                 task.future.put_back()
                 task.future.cancel()
                 task.future.set_running_or_notify_cancel()
@@ -328,12 +327,16 @@ class Dispatcher:
                 break
             pool.append(started)
             idle += 1
-        able = [w for w in pool if w.connection is not None and not w.stopping and not w.closed]
+        able = [w for w in pool if w.connection is not None and not (w.stopping or w.closed or w.doomed)]
         if not able:
             return
         able.sort(key=lambda worker: len(worker.queue))
         if not self._ready:
             self._rebalance(able)
+        now = time.monotonic()
+        able = [worker for worker in able if not worker.is_late(now)]
+        if not able:
+            return
         share = -(-len(self._ready) // len(able))
         for worker in able:
             if not self._ready:
@@ -390,6 +393,7 @@ class Dispatcher:
 
     def _cannot_start(self, error: BaseException) -> None:
         """No worker can be started: fail the task that needed it, or all if none is left to do them."""
+        _LOG.warning("%s", error)
         if not self._policy.keep:
             if self._next_ready() is not None:
                 self._fail(self._ready.pop(), error)
@@ -413,9 +417,8 @@ class Dispatcher:
         """The first task of a worker's queue begins."""
         worker.progress = now
         task = worker.queue[0]
-        if task.resources.run_time_max is not None:
-            end = now + task.resources.run_time_max
-            heapq.heappush(self._deadlines, (end, task.number, worker))
+        seconds = task.resources.run_time_max
+        worker.limit = None if seconds is None else now + seconds
 
     # Moving tasks that have not begun
 
@@ -427,7 +430,7 @@ class Dispatcher:
         for worker in reversed(able):
             if len(worker.queue) < 2 or worker.claims is None:
                 break
-            stall = worker.progress + _STALL_SECONDS
+            stall = worker.progress + STALL_SECONDS
             if stall <= now:
                 self._put_back(worker)
             elif self._steal_at is None or stall < self._steal_at:
@@ -451,6 +454,8 @@ class Dispatcher:
                 self._fail(task, CancelledError())
 
     def _cancel_running(self, task: Task) -> bool:
+        if self._cancel_sent(task):  # else it has begun, and will not come back when its worker has ended
+            return True
         worker: Worker | None = task.worker
         if worker is None or not worker.queue or worker.queue[0] is not task:
             return False
@@ -464,12 +469,14 @@ class Dispatcher:
     def _heard(self, worker: Worker, messages: list[Message]) -> None:
         """Take in what a worker has sent. Thousands of results a second come this way."""
         queue, open_tasks = worker.queue, self._open
+        worked = False
         for body, buffers in messages:
             if body[:1] == RANK_ERROR:
                 self._rank_failed(worker, body[1:])
                 continue
             _, status, number, _, seconds = RESULT_HEAD.unpack_from(body)
             task = queue.popleft()
+            worked = True
             assert task.number == number
             worker.backlog -= task.estimate
             if worker.accused == number and not worker.doomed:  # the other ranks have come to an end
@@ -486,10 +493,13 @@ class Dispatcher:
                     self._deliver(task, status, Payload(body[RESULT_HEAD.size :], buffers))
             except BaseException as error:
                 self._undeliverable(task, error)
+        if not worked:
+            return
+        worker.worked = True
         if queue:
             self._begun(worker, time.monotonic())
             return
-        worker.backlog = 0.0
+        worker.backlog, worker.limit = 0.0, None
         if worker.stopping or not self._policy.keep:
             self._workers.stop(worker, time.monotonic())
 
@@ -524,7 +534,9 @@ class Dispatcher:
     def _gone(self, worker: Worker) -> None:
         """A worker's process has ended: settle its tasks, and free its place."""
         self._pool.give_back(worker.allotment)
-        self._put_back(worker)
+        if worker.worked:  # else its start may be to blame, and the task must not start one after the other
+            self._put_back(worker)
+        worker.close_claims()
         queue, worker.queue = list(worker.queue), type(worker.queue)()
         if worker.stopping and not queue:
             return
@@ -560,6 +572,7 @@ class Dispatcher:
             )
             _LOG.warning("%s", error)
             if task.attempts <= self._policy.restart_limit:
+                _LOG.info("%s is tried again (%d of %d)", task.fn.name, task.attempts, self._policy.restart_limit)
                 task.future.put_back()
                 self._ready.push_front(task)
                 return

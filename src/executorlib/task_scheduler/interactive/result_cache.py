@@ -14,6 +14,7 @@ from executorlib.standalone.cache_paths import CachePaths, aliased_output, remem
 from executorlib.standalone.hdf import dump, get_output
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import dumps_with_inputs, loads_with_inputs
+from executorlib.task_scheduler.interactive.task import TaskFuture
 
 Run = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], Resources], Future[Any]]
 """Runs a call in a worker."""
@@ -43,7 +44,7 @@ class ResultCache:
         if not inputs:
             return self._look_up(fn, args, kwargs, resources)
         # The call has a name when its arguments are known.
-        outer: Future[Any] = Future()
+        outer = TaskFuture()
         waiting = _Countdown(len(inputs))
 
         def input_done(_: Future[Any]) -> None:
@@ -82,7 +83,7 @@ class ResultCache:
                 return hit
         running = self._running.get(paths.output)
         if running is not None:  # the same call is under way
-            outer: Future[Any] = Future()
+            outer = TaskFuture()
             running.add_done_callback(lambda done: _copy(done, outer))
             return outer
         return self._start(fn, args, kwargs, resources, paths, alias)
@@ -176,14 +177,16 @@ def _failed(error: BaseException) -> Future[Any]:
     return future
 
 
-def _copy(done: Future[Any], outer: Future[Any]) -> None:
+def _copy(done: Future[Any], outer: TaskFuture) -> None:
     """Let a future end as another has."""
-    if outer.cancelled():
+    if not outer.running() and not outer.set_running_or_notify_cancel():
         return
     try:
         result = done.result()
     except CancelledError:
+        outer.put_back()
         outer.cancel()
+        outer.set_running_or_notify_cancel()
     except BaseException as error:
         outer.set_exception(error)
     else:

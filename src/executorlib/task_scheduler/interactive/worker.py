@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from executorlib.standalone.functions import FunctionRef
-from executorlib.standalone.interactive.messages import FORGET, FUNCTION, RUN, UNCLAIMED
+from executorlib.standalone.interactive.messages import CLAIM, FORGET, FUNCTION, RUN, UNCLAIMED
 from executorlib.standalone.interactive.wire import Connection
 from executorlib.standalone.resources import Resources
 from executorlib.task_scheduler.interactive.pool import Allotment
@@ -21,6 +21,8 @@ WINDOW_SECONDS = 0.01
 # One task more is sent ahead where the way of a message is worth saving.
 PREFETCH_SECONDS = 0.05
 MAX_BATCH = 256
+# An idle worker takes over what waits behind a task that has made no progress for so long.
+STALL_SECONDS = 0.002
 
 _KNOWN_FUNCTIONS = 32
 _KNOWN_BYTES = 1 << 28
@@ -36,10 +38,13 @@ class Worker:
         queue: the tasks it was sent, in order; the first is running
         backlog: seconds that the queue is thought to take
         progress: when it last began a task
+        deadline: when it must have done what its start or its end asks of it
+        limit: when its task must have ended
         stopping: it was told to stop, or is to be told when its queue is empty
         verdict: why it is ended, an exception for the task that runs
         accused: number of the task that the verdict is for; None for whichever runs
-        doomed: its launcher was asked to end it; the next time it is killed
+        worked: it has brought a result
+        doomed: it was sent a signal that ends it
     """
 
     def __init__(self, number: int, place: int, resources: Resources, allotment: Allotment) -> None:
@@ -58,12 +63,14 @@ class Worker:
         self.backlog = 0.0
         self.progress = 0.0
         self.deadline: float | None = None
+        self.limit: float | None = None
         self.stopping = False
         self.closed = False
         self.cause: str | None = None
         self.clean = False
         self.accused: int | None = None
         self.doomed = False
+        self.worked = False
         self.verdict: BaseException | None = None
         self._functions: OrderedDict[int, int] = OrderedDict()  # number -> bytes
         self._batch = 0
@@ -92,20 +99,20 @@ class Worker:
         """
         connection = self.connection
         assert connection is not None
-        # A single task of an idle worker begins at once: there is nothing to claim or to take back.
-        at_once = not self.queue and len(tasks) == 1
         if not self.queue:
             self.progress = now
         self.queue.extend(tasks)
         batch = UNCLAIMED
-        if self.claims is not None and not at_once:
-            self._batch = batch = self._batch % 255 + 1
-            os.write(self.claims[1], bytes([batch]) * len(tasks))
+        if self.claims is not None:
+            self._batch = batch = self._batch % 0xFFFFFFFF + 1
+            os.write(self.claims[1], CLAIM.pack(batch) * len(tasks))
         items = []
         buffers: list[Any] = []
+        needed = {task.fn.number: task.fn for task in tasks}
+        for fn in needed.values():
+            if fn.number not in self._functions:
+                self._send_function(connection, fn, needed)
         for task in tasks:
-            if task.fn.number not in self._functions:
-                self._send_function(connection, task.fn)
             assert task.payload is not None
             data, own = task.payload
             values = task.values
@@ -123,31 +130,43 @@ class Worker:
         if self.claims is None:
             return []
         try:
-            count = len(os.read(self.claims[0], 65536))
+            count = len(os.read(self.claims[0], 65536)) // CLAIM.size
         except BlockingIOError:
             return []
         tasks = [self.queue.pop() for _ in range(min(count, len(self.queue)))]
         self.backlog = sum(task.estimate for task in self.queue)
         return tasks[::-1]
 
+    def is_late(self, now: float) -> bool:
+        """Whether its task takes longer than was thought, so that nothing should be sent to wait behind it."""
+        return bool(self.queue) and now - self.progress > max(STALL_SECONDS, 2 * self.queue[0].estimate)
+
     def close(self) -> None:
         if self.connection is not None:
             self.connection.close()
-        for fd in (*(self.claims or ()), *(() if self.stderr is None else (self.stderr,))):
+        if self.stderr is not None:
+            os.close(self.stderr)
+        self.stderr = None
+
+    def close_claims(self) -> None:
+        """Close the pipe that tells, when the process has ended, which tasks it had not begun."""
+        for fd in self.claims or ():
             os.close(fd)
-        self.claims = self.stderr = None
+        self.claims = None
 
     def heard(self, data: bytes) -> None:
         """Keep the end of what the worker writes to its standard error."""
         self.stderr_tail = (self.stderr_tail + data)[-_STDERR_BYTES:]
 
-    def _send_function(self, connection: Connection, fn: FunctionRef) -> None:
+    def _send_function(self, connection: Connection, fn: FunctionRef, needed: Container[int]) -> None:
         size = fn.payload.nbytes
         forgotten = []
-        while self._functions and (
-            len(self._functions) >= _KNOWN_FUNCTIONS or sum(self._functions.values()) + size > _KNOWN_BYTES
-        ):
-            forgotten.append(self._functions.popitem(last=False)[0])
+        for known in list(self._functions):
+            if len(self._functions) < _KNOWN_FUNCTIONS and sum(self._functions.values()) + size <= _KNOWN_BYTES:
+                break
+            if known not in needed:  # by the tasks that are sent with this function
+                del self._functions[known]
+                forgotten.append(known)
         if forgotten:
             connection.send(FORGET + pickle.dumps(forgotten))
         self._functions[fn.number] = size

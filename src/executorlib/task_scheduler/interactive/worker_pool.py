@@ -123,16 +123,23 @@ class WorkerPool:
         worker = Worker(next(self._numbers), place, resources, allotment)
         if resources.cwd is not None:
             os.makedirs(resources.cwd, exist_ok=True)
-        argv = self._site.command(resources, self._program(resources))
-        started = self._launch()
-        if argv is None and isinstance(started, ForkServer):
-            self._fork(worker, started)
-        else:
-            self._execute(worker, started, argv or self._program(resources))
-            worker.deadline = now + START_SECONDS
+        try:
+            self._start_process(worker, now)
+        except ConnectionError as error:  # the fork server was killed a moment ago
+            self._launcher_lost(LauncherLostError(str(error)))
+            self._start_process(worker, now)
         self.workers[worker.number] = worker
-        _LOG.debug("started %r", worker)
         return worker
+
+    def _start_process(self, worker: Worker, now: float) -> None:
+        program = self._program(worker.resources)
+        argv = self._site.command(worker.resources, program)
+        launcher = self._launch()
+        if argv is None and isinstance(launcher, ForkServer):
+            self._fork(worker, launcher)
+        else:
+            self._execute(worker, launcher, argv or program)
+            worker.deadline = now + START_SECONDS
 
     def _launch(self) -> Launcher:
         if self._launcher is None:
@@ -161,7 +168,7 @@ class WorkerPool:
             server.fork(worker.number, theirs.fileno(), worker.claims[0] if worker.claims else None)
         except BaseException:
             ours.close()
-            worker.close()
+            worker.close_claims()
             raise
         finally:
             theirs.close()
@@ -183,6 +190,10 @@ class WorkerPool:
         try:
             cwd = worker.resources.cwd
             started.execute(worker.number, worker.command, environment, cwd, write)
+        except BaseException:
+            self._selector.unregister(read)
+            worker.close()
+            raise
         finally:
             os.close(write)
 
@@ -196,7 +207,7 @@ class WorkerPool:
             worker_id=worker.place,
             path=list(sys.path),
             environment=environment,
-            cwd=worker.resources.cwd or (os.getcwd() if forked else None),
+            cwd=worker.resources.cwd or (_working_directory() if forked else None),
             init_function=init.data if init is not None else None,
             error_log_file=worker.resources.error_log_file,
             gpus=worker.allotment.gpus,
@@ -258,9 +269,9 @@ class WorkerPool:
         if worker.command is None or worker.doomed:
             self._launcher.kill(worker.number, _KILL)
         else:
-            worker.doomed = True
             worker.deadline = now + 1.0
             self._launcher.kill(worker.number, signal.SIGTERM)
+        worker.doomed = True
 
     def send_tasks(self, worker: Worker, tasks: list[Any], now: float) -> None:
         """Send tasks to a worker; if its connection breaks, its end will tell."""
@@ -272,10 +283,25 @@ class WorkerPool:
         """End all processes and give back all descriptors."""
         for worker in list(self.workers.values()):
             self._remove(worker)
+            worker.close_claims()
+        for event in self._events:
+            event.worker.close_claims()
         if self._listener is not None:
             self._listener.close()
         if self._launcher is not None:
             self._launcher.close()
+        self._selector.close()
+
+    def abandon(self) -> None:
+        """In a child of the program: give back the descriptors, which would keep the workers from noticing its end."""
+        for worker in self.workers.values():
+            with contextlib.suppress(OSError):  # the thread that owns it may have been about to close it
+                worker.close()
+                worker.close_claims()
+        if self._listener is not None:
+            self._listener.close()
+        if self._launcher is not None:
+            self._launcher.abandon()
         self._selector.close()
 
     def start_error(self, worker: Worker, what: str) -> WorkerStartError:
@@ -293,7 +319,7 @@ class WorkerPool:
     def _writable(self, key: selectors.SelectorKey) -> None:
         connection = key.fileobj
         assert isinstance(connection, Connection)
-        if connection.fileno() < 0:  # closed in the same round
+        if connection.fileno() < 0 or connection not in self._selector.get_map():  # its end was heard of in this round
             return
         try:
             if not connection.flush():
@@ -325,7 +351,8 @@ class WorkerPool:
         except BlockingIOError:
             return
         except (OSError, pickle.UnpicklingError) as error:
-            _LOG.debug("%r: %s", worker, error)
+            level = logging.WARNING if isinstance(error, ProtocolError) else logging.DEBUG
+            _LOG.log(level, "the connection of %r is given up: %s", worker, error)
             messages, closed = [], True
         if messages:
             self._events.append(Heard(worker, messages))
@@ -366,6 +393,7 @@ class WorkerPool:
             return
         if isinstance(event, Started):
             worker.pid = event.pid
+            _LOG.debug("started %r", worker)
             return
         worker.clean = isinstance(event, Exited) and event.clean
         worker.cause = event.cause if isinstance(event, Exited) else event.reason
@@ -412,6 +440,7 @@ class WorkerPool:
     def _launcher_lost(self, error: LauncherLostError) -> None:
         """The fork server was killed: its children are on their own, so end them, and start another with the next."""
         assert self._launcher is not None
+        _LOG.warning("the fork server is lost, and its %d workers with it: %s", len(self.workers), error)
         self._selector.unregister(self._launcher.fileno())
         self._launcher.close()
         self._launcher = None
@@ -427,14 +456,16 @@ class WorkerPool:
 
     def _knock(self) -> None:
         assert self._listener is not None
-        if self._listener.is_crowded():  # who has said nothing for longest makes place: a worker is quick
-            self._turn_away(next(iter(self._listener.guests.values())), "too many strangers at a time")
+        if (other := self._listener.in_the_way()) is not None:
+            self._turn_away(other, "too many strangers at a time")
         guest = self._listener.accept()
         if guest is not None:
             self._selector.register(guest, selectors.EVENT_READ, lambda: self._introduce(guest))
 
     def _introduce(self, guest: Guest) -> None:
         assert self._listener is not None
+        if guest.fileno() < 0:  # it was turned away in the same round
+            return
         try:
             introduced = guest.read(self._listener.key)
         except BlockingIOError:
@@ -475,6 +506,8 @@ class WorkerPool:
 
     def _rank_failed(self, worker: Worker, connection: Connection, messages: list[Message]) -> None:
         """A rank other than the first reports an error on a connection of its own."""
+        with contextlib.suppress(OSError):
+            connection.send(WELCOME)
         if not messages:
             connection.sock.setblocking(True)
             connection.sock.settimeout(1.0)
@@ -490,3 +523,11 @@ class WorkerPool:
         del self._listener.guests[guest.fileno()]
         guest.sock.close()
         self._listener.dropped(reason)
+
+
+def _working_directory() -> str | None:
+    """The program's working directory; None if it is gone."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None

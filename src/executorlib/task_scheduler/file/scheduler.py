@@ -1,0 +1,238 @@
+"""The scheduler of jobs that work through files: the part that runs in the threads of its users."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import pickle
+import queue
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, cast
+
+from executorlib.standalone.functions import function_name, takes_parameter
+from executorlib.standalone.resources import Resources
+from executorlib.standalone.serialize import dumps_with_inputs, loads_with_inputs
+from executorlib.task_scheduler.base import TaskSchedulerBase
+from executorlib.task_scheduler.file.dispatcher import FileDispatcher
+from executorlib.task_scheduler.file.launcher import JobLauncher
+from executorlib.task_scheduler.file.task import Call, FileFuture, FileTask, OpenCall, reference
+
+DEFAULT_DIRECTORY = "executorlib_cache"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How an executor that works through files deals with its tasks.
+
+    Attributes:
+        wait: whether its end waits for the jobs; if not, they go on without the program
+        refresh_rate: shortest pause between two looks into the cache directory, in seconds
+        resolve_inputs: whether futures among the arguments are waited for
+        max_workers: how many jobs run at a time, where that is known
+    """
+
+    wait: bool = True
+    refresh_rate: float = 0.01
+    resolve_inputs: bool = True
+    max_workers: int | None = None
+
+
+class FileScheduler(TaskSchedulerBase):
+    """Runs calls as jobs whose input and output are files in a cache directory.
+
+    Args:
+        resources: what a task needs unless the call says otherwise; they name the cache directory
+        launcher: runs the jobs, from now on only for this scheduler
+        settings: how tasks are dealt with
+    """
+
+    def __init__(self, resources: Resources, launcher: JobLauncher, settings: Settings) -> None:
+        self._resources = resources
+        self._settings = settings
+        self._closed = False
+        self._owner = os.getpid()
+        self._dispatcher = FileDispatcher(launcher, settings.refresh_rate)
+        # The dispatcher's thread does not hold the scheduler: without users it ends, when its tasks have.
+        end = self._dispatcher.shutdown if settings.wait else self._dispatcher.leave
+        self._finalizer = weakref.finalize(self, end)
+        self._finalizer.atexit = False
+        _running.add(self)
+
+    def submit(
+        self, fn: Callable[..., Any], /, *args: Any, resource_dict: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> Future[Any]:
+        resources = self._resources
+        if resource_dict:
+            resources = updated(resources, resource_dict, stacklevel=4)
+        self._check_open()
+        if takes_parameter(fn, "resource_dict"):
+            raise ValueError(
+                f"{function_name(fn)} has a parameter called resource_dict, a name that submit needs for "
+                "the resources of the call: rename the parameter. (The parameter resource_dict is used internally in "
+                "executorlib, so it cannot be used as a parameter in the submitted functions.)"
+            )
+        future = FileFuture()
+        try:
+            task = self._task(fn, list(args), kwargs, resources, future)
+        except Exception as error:
+            future.set_exception(error)
+        except SystemExit as error:
+            reason = pickle.PicklingError(f"pickling a call of {function_name(fn)} called sys.exit({error.code!r})")
+            reason.__cause__ = error
+            future.set_exception(reason)
+        else:
+            future.bind(self._dispatcher, cast(Any, task))
+            self._dispatcher.post(task)
+        return future
+
+    def _task(
+        self, fn: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], resources: Resources, future: FileFuture
+    ) -> FileTask:
+        direct = [value for value in (*args, *kwargs.values()) if isinstance(value, Future)]
+        if not self._settings.resolve_inputs:
+            if direct:
+                raise ValueError("Future objects are not supported as input if disable_dependencies=True.")
+            return FileTask(Call.of(fn, args, kwargs, resources), resources, future, [])
+        try:
+            # Without an inner future this is all; one inside of another argument cannot be pickled.
+            known = Call.of(fn, [self._known(arg) for arg in args], self._known_values(kwargs), resources)
+            return FileTask(known, resources, future, direct)
+        except Exception:
+            payload, inputs = dumps_with_inputs((args, kwargs))
+            if not inputs:
+                raise
+        items = [reference(each, self._dispatcher) for each in inputs]
+        if None not in items:
+            args, kwargs = loads_with_inputs(payload, items)
+            return FileTask(Call.of(fn, args, kwargs, resources), resources, future, inputs)
+        import cloudpickle
+
+        return FileTask(OpenCall(cloudpickle.dumps(fn, protocol=5), payload), resources, future, inputs)
+
+    def _known(self, value: Any) -> Any:
+        return (reference(value, self._dispatcher) or value) if isinstance(value, Future) else value
+
+    def _known_values(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {name: self._known(value) for name, value in kwargs.items()}
+
+    def cancel(self, future: Future[Any]) -> bool:
+        return future.cancel_running() if isinstance(future, FileFuture) else future.cancel()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls.
+
+        Args:
+            wait: whether to wait for the jobs. Without, they go on; what has not begun is begun without the program,
+                and the futures are cancelled. An executor that was made with ``wait=False`` never waits.
+            cancel_futures: cancel what has not begun; if nobody waits, end the running jobs too
+        """
+        dispatcher = self._dispatcher
+        if cancel_futures:
+            self._end(lambda: dispatcher.cancel(running=not wait), wait)
+        elif wait and self._settings.wait:
+            self._end(dispatcher.shutdown, True)
+        else:
+            self._end(dispatcher.leave, True)
+
+    def finish(self) -> None:
+        """At the end of the program: do what can still be done, and cancel what waits for others."""
+        if not self._settings.wait:
+            self._end(self._dispatcher.leave, True)
+            return
+        if self._owner == os.getpid():
+            self._dispatcher.cancel_waiting()
+        self._end(self._dispatcher.shutdown, True)
+
+    def terminate_workers(self) -> None:
+        self._end(self._dispatcher.kill, True)
+
+    def _end(self, how: Callable[[], None], wait: bool) -> None:
+        self._closed = True
+        if self._owner != os.getpid():
+            return
+        how()
+        if wait and threading.current_thread() is not self._dispatcher.thread:
+            self._dispatcher.thread.join()
+
+    @property
+    def max_workers(self) -> int | None:
+        return self._settings.max_workers
+
+    @max_workers.setter
+    def max_workers(self, max_workers: int) -> None:
+        raise NotImplementedError(
+            "The max_workers setter is not implemented: the queueing system decides how many jobs run at a time."
+        )
+
+    @property
+    def info(self) -> dict[str, Any] | None:
+        return None if self._closed else {"refresh_rate": self._settings.refresh_rate, "wait": self._settings.wait}
+
+    @property
+    def future_queue(self) -> queue.Queue[dict[str, Any]]:
+        waiting: queue.Queue[dict[str, Any]] = queue.Queue()
+        for future in self._dispatcher.waiting():
+            waiting.put({"future": future})
+        return waiting
+
+    def __len__(self) -> int:
+        return len(self._dispatcher.waiting())
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if self._owner != os.getpid():
+            raise RuntimeError(
+                "This executor belongs to the process that made it, not to one forked from it: "
+                "make a new executor here."
+            )
+
+
+def updated(resources: Resources, resource_dict: Mapping[str, Any], *, stacklevel: int) -> Resources:
+    """Resources with what a call asks for; keys that are not known are variables of a submission template.
+
+    Raises:
+        TypeError, pydantic.ValidationError: a value has the wrong type
+    """
+    new = resources.updated(resource_dict, template=True)
+    known = dict(new.template_variables)
+    unknown = [key for key in resource_dict if key in known]
+    if unknown:
+        warnings.warn(
+            f"The following keys are not recognized and cannot be validated: {unknown}",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+    return new
+
+
+_running: weakref.WeakSet[FileScheduler] = weakref.WeakSet()
+
+
+def _end_all() -> None:
+    """At the end of the program its tasks are finished, as with the executors of the standard library.
+
+    Not after Ctrl-C: whoever pressed it wants the end now.
+    """
+    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
+    for scheduler in list(_running):
+        if interrupted and scheduler._settings.wait:
+            scheduler.terminate_workers()
+        else:
+            scheduler.finish()
+
+
+def _after_fork() -> None:
+    for scheduler in list(_running):
+        scheduler._dispatcher.after_fork()
+
+
+atexit.register(_end_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

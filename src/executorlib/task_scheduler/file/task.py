@@ -1,0 +1,246 @@
+"""A call on its way through the cache, and its future."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass
+from typing import Any
+
+from executorlib.standalone.cache_key import alias_key, call_key
+from executorlib.standalone.cache_outcome import Outcome
+from executorlib.standalone.cache_paths import CachePaths, aliased_output
+from executorlib.standalone.resources import Resources
+from executorlib.standalone.select import FutureSelector
+from executorlib.standalone.serialize import Payload, loads_with_inputs
+from executorlib.task_scheduler.file.shared import FutureItem
+from executorlib.task_scheduler.interactive.task import TaskFuture
+
+_PROTOCOL = 5
+_ALWAYS_STORED = {
+    "cores": 1,
+    "threads_per_core": 1,
+    "gpus_per_core": 0,
+    "cwd": None,
+    "openmpi_oversubscribe": False,
+    "exclusive": False,
+}
+_numbers = itertools.count(1)
+
+
+class FileFuture(TaskFuture):
+    """The future of a task that works through files.
+
+    Attributes:
+        paths: the files of the task, when its name in the cache is known
+        kept: whether the exception is in the cache too, as that of the task's function
+        queue_id: the number of the task's job, when it is submitted
+    """
+
+    __slots__ = ("kept", "paths", "queue_id")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paths: CachePaths | None = None
+        self.kept = False
+        self.queue_id: int | None = None
+
+    def begin(self) -> None:
+        """The task's job runs."""
+        if not self.done():
+            self.set_running_or_notify_cancel()
+
+    def end(self, outcome: Outcome) -> None:
+        """The task has ended."""
+        try:
+            if outcome.succeeded:
+                self.set_result(outcome.value)
+            else:
+                self.set_exception(outcome.value)
+        except InvalidStateError:  # its user has cancelled it
+            self.tell_cancelled()
+
+    def abandon(self) -> None:
+        """Cancel the future, whether its job runs or not."""
+        self.put_back()
+        Future.cancel(self)
+        self.tell_cancelled()
+
+    def tell_cancelled(self) -> None:
+        """Let those know of it who wait for several futures."""
+        with self._condition:
+            if self._state == "CANCELLED":
+                self.set_running_or_notify_cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call whose arguments are known, pickled, and its name in the cache.
+
+    Attributes:
+        paths: where it lies in the cache
+        datasets: what its input file holds
+        alias: another name under which its result is to be found, see `cache_key.alias_key`
+    """
+
+    paths: CachePaths
+    datasets: dict[str, bytes]
+    alias: str | None
+
+    @classmethod
+    def of(cls, fn: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], resources: Resources) -> Call:
+        """Name and pickle a call.
+
+        Raises:
+            Exception: what its pickling raises
+        """
+        import cloudpickle
+
+        assert resources.cache_directory is not None
+        key, alias = resources.cache_key, None
+        if key is None:
+            found = call_key(fn, args, kwargs)
+            key = found.key
+            alias = alias_key(fn, args, kwargs) if found.movable else None
+        paths = CachePaths.of(resources.cache_directory, key)
+        moved = aliased_output(resources.cache_directory, alias) if alias is not None else None
+        values = {
+            "function": fn,
+            "input_args": args,
+            "input_kwargs": kwargs,
+            "resource_dict": stored_resources(resources),
+            "error_log_file": resources.error_log_file,
+        }
+        datasets = {name: cloudpickle.dumps(value, protocol=_PROTOCOL) for name, value in values.items()}
+        return cls(moved or paths, datasets, alias)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCall:
+    """A call some of whose arguments are futures that other executors have to end: it has no name before.
+
+    Attributes:
+        fn: the pickled function
+        payload: the pickled arguments, for `serialize.loads_with_inputs`
+    """
+
+    fn: bytes
+    payload: Payload
+
+    def close(self, values: list[Any], resources: Resources) -> Call:
+        """The call with these values in the places of the futures.
+
+        Raises:
+            Exception: what the pickling of the call raises
+        """
+        args, kwargs = loads_with_inputs(self.payload, values)
+        return Call.of(pickle.loads(self.fn), args, kwargs, resources)
+
+
+class FileTask:
+    """A call, the futures that wait for it, and its job. The dispatcher owns it.
+
+    Attributes:
+        call: the call; None for one that another program has written
+        paths: its files, when its name is known
+        futures: those that end with it: more than one where the same call was submitted again
+        inputs: the futures that have to end first
+        open_inputs: how many of them have not
+        job: the number of its job, once it is submitted
+        begun: whether the job runs
+        ended_at: when the job ended, where its output is waited for (monotonic clock)
+        cause: how it ended
+    """
+
+    __slots__ = (
+        "begun",
+        "call",
+        "cause",
+        "ended_at",
+        "futures",
+        "inputs",
+        "job",
+        "number",
+        "open_inputs",
+        "paths",
+        "resources",
+    )
+
+    def __init__(
+        self,
+        call: Call | OpenCall | None,
+        resources: Resources,
+        future: FileFuture,
+        inputs: list[Future[Any]],
+        paths: CachePaths | None = None,
+    ) -> None:
+        self.number = next(_numbers)
+        self.call = call
+        self.resources = resources
+        self.futures = [future]
+        self.inputs = inputs
+        self.open_inputs = len(inputs)
+        self.job: int | None = None
+        self.begun = False
+        self.ended_at: float | None = None
+        self.cause = ""
+        self.paths = paths
+        if isinstance(call, Call):
+            self.paths = future.paths = call.paths
+
+    def __repr__(self) -> str:
+        return f"<FileTask {self.number} {self.paths.stem if self.paths is not None else ''}>"
+
+    def close_call(self, owner: Any) -> None:
+        """All inputs have ended: give the call its name.
+
+        Args:
+            owner: whose tasks' results are referred to and not copied
+
+        Raises:
+            Exception: what the pickling of the call raises
+        """
+        assert isinstance(self.call, OpenCall)
+        values = [reference(future, owner) or future.result() for future in self.inputs]
+        self.call = self.call.close(values, self.resources)
+        self.paths = self.call.paths
+        for future in self.futures:
+            future.paths = self.paths
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody waits for it."""
+        return not all(future.cancelled() for future in self.futures)
+
+
+def reference(future: Future[Any], owner: Any) -> FutureItem | None:
+    """What stands for a future of this owner in a task's input; None for one whose file has no name (yet)."""
+    origin = task_future(future)
+    if origin is None or origin.paths is None or origin._dispatcher is not owner:
+        return None
+    return FutureItem(origin.paths.output, future._selector if isinstance(future, FutureSelector) else None)
+
+
+def task_future(future: Future[Any]) -> FileFuture | None:
+    """The future of the task that an input comes from, where it comes from one."""
+    if isinstance(future, FutureSelector):
+        future = future._future
+    return future if isinstance(future, FileFuture) else None
+
+
+def stored_resources(resources: Resources) -> dict[str, Any]:
+    """The resources as executorlib 1.11 keeps them in the input file."""
+    import dataclasses
+
+    given: Mapping[str, Any] = {
+        field.name: getattr(resources, field.name)
+        for field in dataclasses.fields(resources)
+        if getattr(resources, field.name) != field.default
+    }
+    left_out = ("cache_key", "cache_directory", "error_log_file", "template_variables")
+    stored = {**_ALWAYS_STORED, **{name: value for name, value in given.items() if name not in left_out}}
+    if "slurm_cmd_args" in stored:
+        stored["slurm_cmd_args"] = list(stored["slurm_cmd_args"])
+    return {**stored, **dict(resources.template_variables)}

@@ -1,0 +1,391 @@
+"""Workers that die, or never come, at each stage of their life; what is left to say beside test_worker_death.py."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psutil
+import pytest
+import tasks
+
+from conftest import Eventually, MakeExecutor
+from executorlib import SingleNodeExecutor
+from executorlib.standalone.errors import ExecutorlibSocketError, TaskExitError, WorkerDiedError, WorkerStartError
+from executorlib.task_scheduler.interactive import worker_pool
+
+pytestmark = pytest.mark.faults
+ALL = pytest.mark.kinds("fresh", "block", "fresh-spawned", "block-spawned")
+
+
+def kill_self() -> NoReturn:
+    tasks.end_self(signal.SIGKILL)
+
+
+def crash() -> NoReturn:
+    tasks.end_self(signal.SIGSEGV)
+
+
+def leave() -> NoReturn:
+    os._exit(7)
+
+
+ENDS: list[Any] = [
+    pytest.param(kill_self, "SIGKILL", id="SIGKILL"),
+    pytest.param(crash, "SIGSEGV", id="SIGSEGV"),
+    pytest.param(leave, "exit code 7", id="os._exit"),
+]
+
+
+class DiesWhen:
+    """Ends the worker's process when it is pickled or unpickled there."""
+
+    def __init__(self, end: Any, stage: str) -> None:
+        self.end, self.stage, self.home = end, stage, os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.stage == "pickled" and os.getpid() != self.home:
+            self.end()
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.stage == "unpickled" and os.getpid() != self.home:
+            self.end()
+
+
+@ALL
+@pytest.mark.parametrize("stage", ["unpickled", "pickled"])
+@pytest.mark.parametrize(("end", "words"), ENDS)
+def test_in_pickling(make_executor: MakeExecutor, end: Any, words: str, stage: str) -> None:
+    """While the argument is unpickled, and while the result is pickled."""
+    with make_executor(max_workers=1) as exe:
+        others = [exe.submit(tasks.add, i) for i in range(3)]
+        error = exe.submit(tasks.identity, DiesWhen(end, stage)).exception(40)
+        assert isinstance(error, WorkerDiedError)
+        assert words in str(error)
+        assert "identity" in str(error)
+        assert [future.result(40) for future in others] == [0, 1, 2]
+        assert exe.submit(tasks.add, 1, 1).result(40) == 2
+
+
+@ALL
+@pytest.mark.parametrize(("end", "words"), ENDS)
+def test_while_idle(make_executor: MakeExecutor, executor_kind: str, end: Any, words: str) -> None:
+    """A thread that a task has left behind ends the process between two calls."""
+
+    def leave_behind(seconds: float) -> int:
+        import threading
+
+        threading.Thread(target=lambda: (time.sleep(seconds), end()), daemon=True).start()
+        return 1
+
+    with make_executor(max_workers=1) as exe:
+        assert exe.submit(leave_behind, 0.1).result(40) == 1
+        time.sleep(0.3)
+        assert exe.submit(tasks.add, 1, 1).result(40) == 2
+
+
+@pytest.mark.kinds("block", "block-spawned")
+@pytest.mark.parametrize(("end", "words"), ENDS)
+def test_while_starting(make_executor: MakeExecutor, end: Any, words: str) -> None:
+    """In its init_function: the calls that it was started for fail and say why, and nobody waits for ever."""
+    with make_executor(max_workers=1, init_function=end) as exe:
+        for future in [exe.submit(tasks.add, i) for i in range(2)]:
+            error = future.exception(40)
+            assert isinstance(error, ExecutorlibSocketError)
+            assert words in str(error)
+
+
+@ALL
+def test_while_sending_100_megabytes(make_executor: MakeExecutor) -> None:
+    """The program reads as fast as it can: killed at several moments, the whole array comes or the death is told."""
+    ended = {True: 0, False: 0}
+    with make_executor(max_workers=1) as exe:
+        for delay in (0.0, 0.01, 0.03, 0.06, 0.2):
+            future = exe.submit(large_and_deadly, delay)
+            error = future.exception(40)
+            ended[error is None] += 1
+            assert error is None or (isinstance(error, WorkerDiedError) and "SIGKILL" in str(error))
+            if error is None:
+                assert len(future.result()) == 100_000_000
+        assert exe.submit(tasks.add, 1, 1).result(40) == 2
+    assert ended[False] >= 1, "none was killed in time"
+
+
+class Large:
+    """Pickles to 100 MB; starts the clock when it is pickled."""
+
+    def __init__(self, delay: float) -> None:
+        self.delay = delay
+
+    def __reduce__(self) -> Any:
+        import threading
+
+        def die() -> None:
+            time.sleep(self.delay)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        data = pickle.PickleBuffer(bytearray(100_000_000))
+        threading.Thread(target=die, daemon=True).start()
+        return bytearray, (data,)
+
+
+def large_and_deadly(delay: float) -> Large:
+    return Large(delay)
+
+
+@ALL
+def test_out_of_memory(make_executor: MakeExecutor) -> None:
+    """A limit of memory: an exception where Python notices, and the worker goes on."""
+
+    def hungry() -> int:
+        import resource
+
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        with open("/proc/self/statm") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), before[1]))
+        try:
+            hoard = [bytearray(1 << 20) for _ in range(1000)]
+            return len(hoard)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+
+    with make_executor(max_workers=1) as exe:
+        with pytest.raises(MemoryError):
+            exe.submit(hungry).result(40)
+        assert exe.submit(tasks.add, 1, 1).result(40) == 2
+
+
+@ALL
+def test_signals_of_the_keyboard_and_the_way_out(make_executor: MakeExecutor) -> None:
+    def interrupted() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(20)
+
+    with make_executor(max_workers=1) as exe:
+        assert isinstance(exe.submit(interrupted).exception(40), TaskExitError)
+        assert isinstance(exe.submit(tasks.exit_soft, 5).exception(40), TaskExitError)
+        assert exe.submit(tasks.add, 1, 1).result(40) == 2
+
+
+# Never a hello
+
+
+@pytest.mark.kinds("fresh-spawned", "block-spawned")
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        pytest.param("#!/bin/sh\necho 'No module named executorlib' >&2\nexit 1\n", "No module named", id="module"),
+        pytest.param("#!/bin/sh\nkill -SEGV $$\n", "SIGSEGV", id="SIGSEGV"),
+        pytest.param("#!/bin/sh\nexit 0\n", "exit code 0", id="nothing"),
+    ],
+)
+def test_an_interpreter_that_cannot_do_it(
+    make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, words: str
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(program)
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with make_executor(max_workers=1) as exe:
+        error = exe.submit(tasks.add, 1).exception(30)
+    assert isinstance(error, WorkerStartError)
+    assert words in str(error)
+    assert str(python) in str(error), "the command that was run"
+
+
+@pytest.mark.kinds("fresh-spawned", "block-spawned")
+def test_a_worker_that_never_reports(
+    make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a firewall that drops what comes from elsewhere."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'still trying' >&2\nexec sleep 600\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(worker_pool, "START_SECONDS", 1.0)
+    with make_executor(max_workers=1) as exe:
+        start = time.monotonic()
+        error = exe.submit(tasks.add, 1).exception(30)
+        assert time.monotonic() - start < 15
+    assert isinstance(error, WorkerStartError)
+    assert "did not report within 1 s" in str(error)
+    assert "still trying" in str(error)
+
+
+@pytest.mark.kinds("fresh-spawned", "block-spawned")
+def test_a_worker_whose_port_is_blocked(
+    make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finds nobody at the port that it was told."""
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\n"
+        "import os, sys\n"
+        "arguments = sys.argv[1:]\n"
+        "at = arguments.index('--zmqport') + 1\n"
+        "os.environ['EXECUTORLIB_KEY_9'] = os.environ['EXECUTORLIB_KEY_' + arguments[at]]\n"
+        "arguments[at] = '9'\n"
+        f"os.execv({sys.executable!r}, [{sys.executable!r}, *arguments])\n"
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with make_executor(max_workers=1) as exe:
+        error = exe.submit(tasks.add, 1).exception(30)
+    assert isinstance(error, WorkerStartError)
+    assert "refused" in str(error)
+
+
+# Several ranks
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("block", [False, True])
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_restarts_of_several_ranks(tmp_path: Path, block: bool, restarts: int) -> None:
+    pytest.importorskip("mpi4py")
+
+    def die_once() -> int:
+        from mpi4py import MPI
+
+        if MPI.COMM_WORLD.Get_rank() == 1:
+            return int(tasks.end_self_once(tmp_path / "died", 5))
+        MPI.COMM_WORLD.Barrier() if not (tmp_path / "died").exists() else None
+        return 5
+
+    with SingleNodeExecutor(
+        max_cores=2, resource_dict={"cores": 2}, block_allocation=block, restart_limit=restarts
+    ) as exe:
+        exe.submit(tasks.add, 1).result(40)
+        future = exe.submit(die_once)
+        if restarts:
+            assert future.result(50) == [5, 5]
+        else:
+            assert isinstance(future.exception(50), WorkerDiedError)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("block", [False, True])
+def test_ranks_killed_while_idle(block: bool) -> None:
+    pytest.importorskip("mpi4py")
+    with SingleNodeExecutor(max_cores=2, resource_dict={"cores": 2}, block_allocation=block) as exe:
+        pids = exe.submit(tasks.pid).result(40)
+        for pid in pids:
+            if psutil.pid_exists(pid):
+                psutil.Process(pid).kill()
+        time.sleep(0.3)
+        assert exe.submit(tasks.add, 1).result(40) == [1, 1]
+
+
+# Restarts
+
+
+@ALL
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [
+        pytest.param(ValueError("plain"), ValueError, id="exception"),
+        pytest.param(SystemExit(3), TaskExitError, id="SystemExit"),
+        pytest.param(KeyboardInterrupt(), TaskExitError, id="KeyboardInterrupt"),
+        pytest.param(MemoryError(), MemoryError, id="MemoryError"),
+    ],
+)
+def test_only_deaths_are_tried_again(
+    make_executor: MakeExecutor, tmp_path: Path, what: BaseException, error: type[BaseException]
+) -> None:
+    def note_and_raise() -> None:
+        tasks.append(tmp_path / "log", "ran")
+        raise what
+
+    with make_executor(max_workers=1, restart_limit=3) as exe:
+        assert isinstance(exe.submit(note_and_raise).exception(40), error)
+    assert (tmp_path / "log").read_text().split() == ["ran"]
+
+
+def test_what_the_program_ends_is_not_tried_again(make_executor: MakeExecutor, tmp_path: Path) -> None:
+    """A time limit, and a cancellation."""
+
+    def note_and_sleep(name: str) -> None:
+        tasks.append(tmp_path / name, "ran")
+        time.sleep(600)
+
+    with make_executor(max_workers=1, restart_limit=3) as exe:
+        limited = exe.submit(note_and_sleep, "limited", resource_dict={"run_time_max": 1})
+        assert isinstance(limited.exception(40), TimeoutError)
+        running = exe.submit(note_and_sleep, "cancelled")
+        tasks.wait_for(tmp_path / "cancelled")
+        assert exe.cancel(running)
+        assert exe.submit(tasks.add, 1, 1).result(40) == 2
+        assert running.cancelled()
+    assert (tmp_path / "limited").read_text().split() == ["ran"]
+    assert (tmp_path / "cancelled").read_text().split() == ["ran"]
+
+
+# Cancelled with their process
+
+
+@ALL
+def test_cancel_ends_a_running_call_and_its_process(
+    make_executor: MakeExecutor, tmp_path: Path, eventually: Eventually
+) -> None:
+    with make_executor(max_workers=1) as exe:
+        running = exe.submit(tasks.sleep_with_child, tmp_path / "pids")
+        behind = exe.submit(tasks.add, 1, 1)
+        dependent = exe.submit(tasks.add, running)
+        tasks.wait_for(tmp_path / "pids")
+        assert exe.cancel(running)
+        assert behind.result(40) == 2
+        assert running.cancelled()
+        eventually(lambda: dependent.cancelled())
+        pids = [int(word) for word in (tmp_path / "pids").read_text().split()]
+        eventually(lambda: not any(alive(pid) for pid in pids))
+        assert exe.cancel(running), "a second time is as good"
+        done = exe.submit(tasks.add, 1)
+        done.result(40)
+        assert not exe.cancel(done)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("block", [False, True])
+def test_cancel_ends_all_ranks(tmp_path: Path, block: bool, eventually: Eventually) -> None:
+    pytest.importorskip("mpi4py")
+
+    def wait() -> None:
+        (tmp_path / f"pid{os.getpid()}").touch()
+        time.sleep(600)
+
+    with SingleNodeExecutor(max_cores=2, resource_dict={"cores": 2}, block_allocation=block) as exe:
+        running = exe.submit(wait)
+        eventually(lambda: len(list(tmp_path.glob("pid*"))) == 2, 40)
+        assert exe.cancel(running)
+        assert exe.submit(tasks.add, 1).result(40) == [1, 1]
+        assert running.cancelled()
+        pids = [int(path.name[3:]) for path in tmp_path.glob("pid*")]
+        eventually(lambda: not any(alive(pid) for pid in pids))
+
+
+@ALL
+def test_cancel_what_has_not_begun(make_executor: MakeExecutor, tmp_path: Path) -> None:
+    with make_executor(max_workers=1) as exe:
+        running = exe.submit(tasks.hold, tmp_path / "begun", tmp_path / "go", 5)
+        waiting = [exe.submit(tasks.append, tmp_path / "log", i) for i in range(5)]
+        tasks.wait_for(tmp_path / "begun")
+        assert all(exe.cancel(future) for future in waiting)
+        assert all(future.cancelled() for future in waiting)
+        (tmp_path / "go").touch()
+        assert running.result(40) == 5
+    assert not (tmp_path / "log").exists()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

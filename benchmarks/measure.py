@@ -50,7 +50,7 @@ def measure(case: str, library: str, arguments: dict[str, Any], limit: float) ->
             finally:
                 process.kill()
                 process.wait()
-                _end_marked(mark)
+                _end_remains(mark, work.resolve())
         if code:
             lines = err.read_text(errors="replace").strip().splitlines()
             return Outcome(None, f"failed: {lines[-1][:200]}" if lines else f"failed: exit code {code}")
@@ -64,12 +64,16 @@ def _variables(library: str, mark: str) -> dict[str, str]:
     return variables(PATH=path, VIRTUAL_ENV=str(directory), PYTHONPATH=str(_CASES), **{_MARK: mark})
 
 
-def _end_marked(mark: str) -> None:
-    """End the processes that have inherited a mark, whatever sessions and groups they have made."""
+def _end_remains(mark: str, work: Path) -> None:
+    """End what a measurement has left, whatever sessions and groups it has made.
+
+    Its processes have inherited a mark; those that write over their environment are in its directory.
+    """
     entry = f"{_MARK}={mark}".encode()
     for directory in Path("/proc").glob("[0-9]*"):
         try:
-            if entry in (directory / "environ").read_bytes().split(b"\0"):
+            marked = entry in (directory / "environ").read_bytes().split(b"\0")
+            if marked or Path(os.readlink(directory / "cwd")).is_relative_to(work):
                 os.kill(int(directory.name), signal.SIGKILL)
-        except (OSError, PermissionError):  # It has ended, or belongs to someone else.
+        except OSError:  # It has ended, or belongs to someone else.
             pass

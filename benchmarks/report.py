@@ -173,12 +173,8 @@ def _short_figure(line: Line, library: str) -> str:
 
 def _notes(table: Table) -> str:
     """What the stars in the second table mean."""
-    notes = []
-    for line in table.lines:
-        for library in line.row.fewer.keys() & line.outcomes.keys():
-            changed = ", ".join(f"{value:,} {name}" for name, value in line.row.fewer[library].items())
-            notes.append(f"{NAMES[library]} in “{line.row.title}”: {changed}")
-    return f"\n\\* With less work, as it would take minutes. {'; '.join(sorted(notes))}.\n" if notes else ""
+    starred = any(line.row.fewer.keys() & line.outcomes.keys() for line in table.lines)
+    return "\n\\* With less work, as the same would take minutes: see `fewer` in `results.json`.\n" if starred else ""
 
 
 def as_json(table: Table) -> str:

@@ -6,7 +6,6 @@ arguments of the function.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
         terminate_task_in_cache,
         terminate_tasks_in_cache,
     )
-
-# Silent, unless the program says where its log goes.
-logging.getLogger("executorlib").addHandler(logging.NullHandler())
 
 _HOMES = {
     "BaseExecutor": "executorlib.executor.base",

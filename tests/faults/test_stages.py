@@ -82,7 +82,7 @@ def test_while_idle(make_executor: MakeExecutor, executor_kind: str, end: Any, w
     def leave_behind(seconds: float) -> int:
         import threading
 
-        threading.Thread(target=lambda: (time.sleep(seconds), end()), daemon=True).start()
+        threading.Timer(seconds, end).start()
         return 1
 
     with make_executor(max_workers=1) as exe:

@@ -25,6 +25,7 @@ from executorlib.standalone.cache_paths import CachePaths
 from executorlib.standalone.cache_watch import TaskRemovedError
 from executorlib.standalone.errors import ExecutorlibSocketError, RemoteError, WorkerDiedError
 from executorlib.standalone.hdf import dump
+from executorlib.standalone.processes import process_space
 
 cache, make_cluster, files = FIXTURES
 pytestmark = pytest.mark.faults
@@ -212,7 +213,7 @@ def test_there_is_no_mpiexec(make_cluster: Make, monkeypatch: pytest.MonkeyPatch
 def test_the_note_of_a_dead_process_does_not_count(make_cluster: Make, cache: Path, files: Files) -> None:
     cache.mkdir()
     paths = CachePaths.of(cache, "key")
-    os.symlink(f"{cache_claim.process_space()}-{os.getpid()}-0-serial", paths.claim)
+    os.symlink(f"{process_space()}-{os.getpid()}-0-serial", paths.claim)
     with make_cluster() as exe:
         assert exe.submit(file_tasks.add, 1, resource_dict=KEY).result(timeout=20) == 1
     assert files() == ["key_o.h5"]

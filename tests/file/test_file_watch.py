@@ -15,8 +15,8 @@ from conftest import Eventually
 from executorlib.backend import cache_serial
 from executorlib.standalone.cache_paths import CachePaths
 from executorlib.standalone.errors import WorkerDiedError
-from executorlib.task_scheduler.file import watch as watch_module
 from executorlib.task_scheduler.file.launcher import Job, JobChange, JobLauncher, JobState, LeftJob, end_of_log
+from executorlib.task_scheduler.file.task import FileFuture
 from executorlib.task_scheduler.file.task_scheduler import FileTaskScheduler
 from executorlib.task_scheduler.file.watch import OutputWatch
 
@@ -110,7 +110,8 @@ def test_jobs_are_submitted_with_what_they_depend_on(tmp_path: Path, eventually:
     three = exe.submit(file_tasks.add, one, two, resource_dict=key("three"))
     eventually(lambda: len(queue.jobs) == 3)
     assert [queue.jobs[number].depends_on for number in (100, 101, 102)] == [(), (100,), (100, 101)]
-    assert three.queue_id == 102  # type: ignore[attr-defined]
+    assert isinstance(three, FileFuture)
+    assert three.queue_id == 102
     assert not one.running()
     queue.news.append(JobChange(100, JobState.BEGUN))
     eventually(one.running)
@@ -163,7 +164,8 @@ def test_a_job_of_another_program_is_waited_for(tmp_path: Path, eventually: Even
     eventually(lambda: len(cluster.queue.jobs) == 1)
     os.rename(tmp_path / "two_i.h5", tmp_path / "one_i.h5")
     future = cluster.scheduler.submit(file_tasks.add, 5, resource_dict=key("one"))
-    eventually(lambda: future.queue_id == 7)  # type: ignore[attr-defined]
+    assert isinstance(future, FileFuture)
+    eventually(lambda: future.queue_id == 7)
     cluster.run("one")
     assert future.result(timeout=10) == 1, "the input of the job that runs is left alone"
     assert len(cluster.queue.jobs) == 1
@@ -212,7 +214,13 @@ def test_one_listing_answers_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
         Path(paths.input).touch()
         watch.add(paths)
     listed: list[str] = []
-    monkeypatch.setattr(watch_module.os, "listdir", lambda path: listed.append(path) or real(path))  # type: ignore[func-returns-value]
+    listdir = os.listdir
+
+    def noting(path: str) -> list[str]:
+        listed.append(path)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", noting)
     assert watch.look().ended == []
     Path(tasks[3].output).touch()
     assert watch.look().ended == [tasks[3].output]
@@ -222,31 +230,30 @@ def test_one_listing_answers_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert watch.due is None
 
 
-real = os.listdir
-
-
-def test_looks_become_rare_while_nothing_changes(tmp_path: Path) -> None:
+def test_looks_become_rare_while_nothing_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     watch = OutputWatch(0.01)
     paths = CachePaths.of(tmp_path, "task")
     Path(paths.input).touch()
     watch.add(paths)
     pauses = []
     for _ in range(20):
-        before = time.monotonic()
         watch.look()
         assert watch.due is not None
-        pauses.append(watch.due - before)
+        pauses.append(round(watch.due - now[0], 6))
+        now[0] = watch.due
     assert pauses == sorted(pauses)
-    assert pauses[0] < 0.1
-    assert pauses[-1] == pytest.approx(2.0, abs=0.1)
+    assert pauses[0] == pytest.approx(0.015)
+    assert pauses[-1] == pytest.approx(2.0)
     watch.hurry()
-    assert watch.due - time.monotonic() <= 0.01
+    assert watch.due == now[0] + 0.01
 
 
 def test_a_task_without_files_is_gone_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not at once: a network file system may show a file that is being renamed under neither name."""
     now = [0.0]
-    monkeypatch.setattr(watch_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     watch = OutputWatch(0.01)
     gone, running, elsewhere = (CachePaths.of(tmp_path, name) for name in ("gone", "running", "missing/elsewhere"))
     Path(running.running).touch()

@@ -307,3 +307,104 @@ def test_we_find_the_result_of_its_executor(published: Published, ours: Publishe
     path, output = ours(RUN_PUBLISHED, "read")
     assert output == [True, True, 8]
     assert os.listdir(tmp_path / "cache") == [os.path.basename(path)]
+
+
+# The executors that work through files
+
+CLUSTER = """
+import json, os, sys
+from executorlib import get_cache_data, get_future_from_cache, get_item_from_future, split_future
+from executorlib.api import TestClusterExecutor
+
+def note(text):
+    with open(os.path.join(os.path.dirname(__file__), "note"), "a") as file:
+        file.write(text)
+def first(x):
+    note("1")
+    return {"item": x, "pair": [x, 2 * x]}
+def second(x, *, y=0):
+    note("2")
+    return x, y
+def failing(x):
+    note("3")
+    raise KeyError("failed", x)
+
+if __name__ == "__main__":
+    results = []
+    with TestClusterExecutor(cache_directory="cache") as exe:
+        one = exe.submit(first, 4)
+        two = exe.submit(second, get_item_from_future(one, "item"), y=one)
+        three = exe.submit(second, split_future(two, 2)[0])
+        four = exe.submit(failing, 5)
+        five = exe.submit(second, four)
+        results += [future.result() for future in (one, two, three)]
+        for future in (four, five):
+            error = future.exception()
+            results.append([type(error).__name__, error.args])
+    keys = sorted(os.path.basename(entry["filename"]) for entry in get_cache_data("cache"))
+    print(json.dumps([results, keys]))
+"""
+
+
+def test_jobs_of_its_executor_are_results_of_ours(published: Published, ours: Published, tmp_path: Path) -> None:
+    """References to other tasks are part of the names, and so is whether two of them are one string."""
+    found = published(CLUSTER)
+    ran = (tmp_path / "note").read_text()
+    assert sorted(ran) == list("1223")
+    assert ours(CLUSTER) == found
+    assert (tmp_path / "note").read_text() == ran, "a function ran again"
+    assert found[0][0] == {"item": 4, "pair": [4, 8]}
+    assert found[0][4] == ["KeyError", ["failed", 5]]
+    assert len(found[1]) == 5
+
+
+def test_jobs_of_ours_are_results_of_its_executor(published: Published, ours: Published, tmp_path: Path) -> None:
+    """Also an error, with the traceback that ours adds to it.
+
+    What depends on others is left out: with the result of a task that it has seen to be done, executorlib 1.11 makes
+    another name for a call than with a reference to it, so that its names depend on who was faster.
+    """
+    alone = CLUSTER.replace("future in (one, two, three)", "future in (one,)")
+    alone = "".join(
+        line for line in alone.splitlines(True) if not line.strip().startswith(("two =", "three =", "five"))
+    )
+    alone = alone.replace("(four, five)", "(four,)")
+    found = ours(alone)
+    assert (tmp_path / "note").read_text() in ("13", "31")
+    assert published(alone) == found
+    assert (tmp_path / "note").read_text() in ("13", "31"), "a function ran again"
+    assert found[0] == [{"item": 4, "pair": [4, 8]}, ["KeyError", ["failed", 5]]]
+    assert len(found[1]) == 2
+
+
+WAITING = """
+import json, os, sys
+from executorlib.api import TestClusterExecutor
+from executorlib.standalone import hdf
+
+def doubled(x):
+    return 2 * x
+
+if __name__ == "__main__":
+    if sys.argv[1] == "write":
+        hdf.dump("cache/key_i.h5", {"fn": doubled, "args": [4], "kwargs": {}, "resource_dict": {"cores": 1}})
+    with TestClusterExecutor(cache_directory="cache") as exe:
+        if sys.argv[1] == "run":
+            print(json.dumps(exe.submit(doubled, 4, resource_dict={"cache_key": "key"}).result()))
+        else:
+            print("null")
+"""
+
+
+def test_we_run_what_it_has_left_waiting(published: Published, ours: Published, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    published(WAITING, "write")
+    assert ours(WAITING, "run") == 8
+    assert os.listdir(tmp_path / "cache") == ["key_o.h5"]
+
+
+def test_it_runs_what_we_have_left_waiting(published: Published, ours: Published, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    ours(WAITING, "write")
+    assert published(WAITING, "run") == 8
+    assert os.listdir(tmp_path / "cache") == ["key_o.h5"]

@@ -12,6 +12,8 @@ import tasks
 from conftest import MakeExecutor
 from executorlib import SingleNodeExecutor
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.mark.kinds
 def test_pending_running_done(make_executor: MakeExecutor, tmp_path: Path) -> None:

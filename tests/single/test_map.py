@@ -148,7 +148,7 @@ def test_an_exception_comes_at_its_place(make_executor: MakeExecutor) -> None:
         assert [next(results) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(LookupError, match="item 3") as caught:
             next(results)
-        assert "tasks.fail_at" in str(caught.value.__cause__)
+        assert "fail_at" in str(caught.value.__cause__)
         with pytest.raises(StopIteration):
             next(results)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import signal
 import sys
@@ -34,7 +35,7 @@ def test_a_worker_that_is_busy_for_long_is_not_sent_the_same_work_again_and_agai
         long = exe.submit(tasks.hold, tmp_path / "begun", tmp_path / "go")
         tasks.wait_for(tmp_path / "begun")
         sent = []
-        for i in range(400):
+        for i in range(280):
             sent.append([exe.submit(nap, 0.0005, (i, k)) for k in range(3)])
             assert [future.result() for future in sent[-1]] == [(i, k) for k in range(3)]
         busy = exe.submit(tasks.hold, tmp_path / "begun2", tmp_path / "go2")
@@ -92,8 +93,9 @@ def test_the_fork_server_is_killed_right_before_a_submission(make_executor: Make
     with make_executor(max_workers=1) as exe:
         for i in range(10):
             server = exe.submit(os.getppid).result()
-            if server > 1:
-                psutil.Process(server).kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if server > 1:
+                    psutil.Process(server).kill()
             time.sleep(i % 5 * 3e-4)
             try:
                 assert exe.submit(tasks.add, i, 1).result(30) == i + 1
@@ -121,7 +123,7 @@ class DiesInLoading:
 def test_many_workers_at_once() -> None:
     """The program and its fork server talk at the same time: neither may wait for the other to listen."""
     with SingleNodeExecutor(max_workers=600) as exe:
-        futures = [exe.submit(nap, 0.02, i) for i in range(600)]
+        futures = [exe.submit(abs, -i) for i in range(600)]
         assert [future.result(40) for future in futures] == list(range(600))
 
 

@@ -19,6 +19,7 @@ import tasks
 from conftest import Eventually, MakeExecutor, Script, StartScript
 from executorlib import SingleNodeExecutor
 
+pytestmark = pytest.mark.faults
 MODES = pytest.mark.parametrize("mode", ["fresh", "block", "fresh-spawned", "block-spawned"])
 PRELUDE = """
 import os, signal, sys, threading, time

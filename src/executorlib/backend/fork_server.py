@@ -10,6 +10,7 @@ When the control socket closes, because the program is over or was killed, it en
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import select
 import signal
@@ -175,5 +176,6 @@ def main(fd: int) -> None:
 
     with contextlib.suppress(ImportError):
         import cloudpickle.cloudpickle  # noqa: F401
+    gc.freeze()  # a collection in a child would copy every page that holds an object
     server.run()
     os._exit(0)  # nothing is left to do that the end of the interpreter would take its time for

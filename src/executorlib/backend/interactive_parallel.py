@@ -32,7 +32,7 @@ from executorlib.standalone.serialize import Payload
 
 # The first pauses of a rank that waits are short: the next task often comes at once.
 _FIRST_PAUSE = 2e-5
-_LONGEST_PAUSE = 1e-3
+_LONGEST_PAUSE = 7e-4
 
 
 def wait_for(done: Callable[[], bool]) -> None:

@@ -78,8 +78,8 @@ class Claims:
 class _Function:
     """A function that the dispatcher has sent: one copy for all calls, or a fresh one for each."""
 
-    def __init__(self, payload: Payload, reusable: bool) -> None:
-        self._source = FunctionSource(payload)
+    def __init__(self, payload: Payload, reusable: bool, parts: _Parts | None = None) -> None:
+        self._source = FunctionSource(payload, parts)
         self._reusable = reusable
         self._copy: Any = None
         self._supplied: dict[str, Any] | None = None
@@ -99,6 +99,16 @@ class _Function:
         return self._supplied
 
 
+class _Parts:
+    """The functions that others refer to, by their numbers."""
+
+    def __init__(self, functions: dict[int, _Function]) -> None:
+        self._functions = functions
+
+    def __getitem__(self, number: int) -> Any:
+        return self._functions[number].get()
+
+
 class FunctionSource:
     """A pickled function of which any number of fresh copies can be made.
 
@@ -106,12 +116,14 @@ class FunctionSource:
     a copy of those it does not touch, and without the next call seeing it.
     """
 
-    def __init__(self, payload: Payload) -> None:
+    def __init__(self, payload: Payload, parts: _Parts | None = None) -> None:
         self._data = payload.data
+        self._parts = parts
         self._files = [_memory_file(buffer) for buffer in payload.buffers]
 
     def load(self) -> Any:
-        return loads(Payload(self._data, [make() for make in self._files]))
+        payload = Payload(self._data, [make() for make in self._files])
+        return loads(payload) if self._parts is None else loads_with_inputs(payload, self._parts)
 
 
 def _memory_file(buffer: Any) -> Callable[[], Any]:
@@ -163,9 +175,10 @@ class Runner:
         self._supplied: dict[str, Any] = {}
         self._init_error: bytes | None = None
         self._error_log_file: str | None = None
+        self._keep = True
 
     def serve(self) -> None:
-        """Work until the dispatcher says stop or is gone."""
+        """Work until the dispatcher says stop or is gone; a worker that is not kept, until its task is done."""
         while True:
             try:
                 body, buffers = self._link.receive()
@@ -176,9 +189,12 @@ class Runner:
             kind = body[:1]
             if kind == RUN:
                 self._run(body, buffers)
+                if not self._keep:
+                    return
             elif kind == FUNCTION:
-                number, data, reusable = pickle.loads(body[1:])
-                self._functions[number] = _Function(Payload(data, buffers), reusable)
+                number, data, reusable, in_parts = pickle.loads(body[1:])
+                parts = _Parts(self._functions) if in_parts else None
+                self._functions[number] = _Function(Payload(data, buffers), reusable, parts)
             elif kind == FORGET:
                 for number in pickle.loads(body[1:]):
                     self._functions.pop(number, None)
@@ -191,6 +207,7 @@ class Runner:
         """Take over the place of this worker: paths, environment, and what its init function supplies."""
         apply_setup(setup)
         self._error_log_file = setup.error_log_file
+        self._keep = setup.keep
         self._supplied = {"executorlib_worker_id": setup.worker_id}
         if setup.init_function is None:
             return

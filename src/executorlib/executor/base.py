@@ -88,7 +88,7 @@ class BaseExecutor(Executor):
     def map(
         self,
         fn: Callable[..., Any],
-        *iterables: Iterable[Any],
+        *iterables: Iterable[Any] | Future[Any],
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,

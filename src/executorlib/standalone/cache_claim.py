@@ -7,11 +7,12 @@ another machine nobody knows here whether it has: such jobs are known to a queue
 
 from __future__ import annotations
 
-import itertools
 import os
 from dataclasses import dataclass
 
+from executorlib.standalone import temporary_file
 from executorlib.standalone.cache_paths import CachePaths
+from executorlib.standalone.cache_trust import is_trusted, make_private_directory
 from executorlib.standalone.processes import is_alive, process_space, start_mark
 
 LEADER_VARIABLE = "EXECUTORLIB_JOB"
@@ -20,7 +21,7 @@ LEADER_VARIABLE = "EXECUTORLIB_JOB"
 TAKEN_EXIT_CODE = 75
 """Exit code of a worker whose task is run by another process (EX_TEMPFAIL of sysexits.h)."""
 
-_counter = itertools.count()
+_ATTEMPTS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,8 @@ def take(paths: CachePaths) -> bool:
     leader = os.environ.pop(LEADER_VARIABLE, "")  # no business of jobs that the task may start itself
     pid = int(leader) if leader.isdigit() else os.getpid()
     text = f"{process_space()}-{pid}-{start_mark(pid)}-{'ranks' if leader else 'serial'}"
-    os.makedirs(os.path.dirname(paths.claim), exist_ok=True)
-    while True:
+    make_private_directory(os.path.dirname(paths.claim))
+    for _ in range(_ATTEMPTS):
         try:
             os.symlink(text, paths.claim)
         except FileExistsError:
@@ -52,10 +53,12 @@ def take(paths: CachePaths) -> bool:
                 return True
             if holder(paths) is not None:
                 return False
-        except OSError:  # no symbolic links here: then two programs may run the same task, to no harm
-            return True
+        except OSError:  # no symbolic links here
+            break
         else:
             return True
+    # Without a note two programs may run the same task, to no harm but the time.
+    return True
 
 
 def holder(paths: CachePaths) -> Claim | None:
@@ -66,10 +69,11 @@ def holder(paths: CachePaths) -> Claim | None:
     space, pid, mark, kind = [*text.split("-"), "", "", ""][:4]
     if space == process_space() and pid.isdigit() and is_alive(int(pid)) and start_mark(int(pid)) == mark:
         try:
-            since = os.lstat(paths.claim).st_mtime
+            info = os.lstat(paths.claim)
         except OSError:  # it has ended just now
             return None
-        return Claim(int(pid), kind == "ranks", since)
+        # Who ends a task ends the process that is named here: a stranger must not choose it.
+        return Claim(int(pid), kind == "ranks", info.st_mtime) if is_trusted(info.st_uid) else None
     _remove(paths, text)
     return None
 
@@ -97,7 +101,7 @@ def _text(paths: CachePaths) -> str | None:
 
 def _remove(paths: CachePaths, text: str) -> None:
     """Remove a note that says this, and no other that has taken its place meanwhile."""
-    aside = f"{paths.claim}-{os.getpid()}-{next(_counter)}"
+    aside = temporary_file.new_path(os.path.dirname(paths.claim))
     try:
         os.rename(paths.claim, aside)
         if os.readlink(aside) != text:

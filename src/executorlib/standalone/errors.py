@@ -7,21 +7,28 @@ class ExecutorlibSocketError(RuntimeError):
     """The connection to a worker is lost, usually because the worker's process has ended."""
 
 
-class WorkerDiedError(ExecutorlibSocketError):
+class _ExplainedError(ExecutorlibSocketError):
+    """An error that docs/troubleshooting.md has an entry for, under the name of its class."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} (see Troubleshooting: {type(self).__name__})"
+
+
+class WorkerDiedError(_ExplainedError):
     """The process that ran the task ended before it returned a result.
 
     The message names the task, the worker, its process id and host, and the signal or the exit code.
     """
 
 
-class WorkerStartError(ExecutorlibSocketError):
+class WorkerStartError(_ExplainedError):
     """A worker could not be started, or did not report in time.
 
     The message holds the command that was run and the end of its standard error.
     """
 
 
-class TaskExitError(ExecutorlibSocketError):
+class TaskExitError(_ExplainedError):
     """The task called ``sys.exit`` or was interrupted; its worker goes on."""
 
 

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from executorlib.standalone.serialize import Payload, dumps
+from executorlib.standalone.serialize import Payload, dumps, dumps_with_parts
 
 _KEPT = 64
 _KEPT_BYTES = 1 << 28
@@ -38,13 +38,15 @@ class FunctionRef:
         number: unique in this process; a worker knows the function by it
         name: for messages
         reusable: whether one unpickled copy serves many calls; if not, each call gets a fresh one
+        parts: functions that it refers to by their numbers: they are reusable though it may not be
         seconds: measured run time of a call, smoothed; None before the first result (the dispatcher's)
     """
 
-    __slots__ = ("name", "number", "payload", "reusable", "seconds")
+    __slots__ = ("name", "number", "parts", "payload", "reusable", "seconds")
 
-    def __init__(self, payload: Payload, name: str, reusable: bool) -> None:
+    def __init__(self, payload: Payload, name: str, reusable: bool, parts: tuple[FunctionRef, ...] = ()) -> None:
         self.number = next(_numbers)
+        self.parts = parts
         self.payload = payload
         self.name = name
         self.reusable = reusable
@@ -76,23 +78,47 @@ class FunctionTable:
             Exception: whatever its pickling raises
         """
         reads = _Reads.of(fn)
-        payload = dumps(fn)
-        ref = self._same(payload, reads is not None) or self._new(payload, fn, reads is not None)
-        if reads is not None:
-            self._by_identity[id(fn)] = (fn, ref, reads)
-            _trim(self._by_identity)
+        if reads is None:
+            return self._add_in_parts(fn)
+        ref = self._ref(dumps(fn), fn, reusable=True)
+        self._by_identity[id(fn)] = (fn, ref, reads)
+        _trim(self._by_identity)
         return ref
 
-    def _same(self, payload: Payload, reusable: bool) -> FunctionRef | None:
+    def _add_in_parts(self, fn: Callable[..., Any]) -> FunctionRef:
+        """Pickle an object that may change with each call, such as a partial or a callable object.
+
+        The functions in it that cannot change are sent once, and are not unpickled for every call.
+        """
+        parts: dict[int, FunctionRef] = {}
+
+        def number(obj: Any) -> int | None:
+            if type(obj) is not types.FunctionType or obj is fn:
+                return None
+            part = self.known(obj) or (self.add(obj) if _Reads.of(obj) is not None else None)
+            if part is None:
+                return None
+            parts[part.number] = part
+            return part.number
+
+        payload = dumps_with_parts(fn, number)
+        if payload is None:
+            return self._ref(dumps(fn), fn, reusable=False)
+        return self._ref(payload, fn, reusable=False, parts=tuple(parts.values()))
+
+    def _ref(self, payload: Payload, fn: Any, *, reusable: bool, parts: tuple[FunctionRef, ...] = ()) -> FunctionRef:
+        return self._same(payload, reusable, parts) or self._new(payload, fn, reusable, parts)
+
+    def _same(self, payload: Payload, reusable: bool, parts: tuple[FunctionRef, ...]) -> FunctionRef | None:
         for ref in self._by_pickle.get(payload.data, ()):
-            if ref.reusable is reusable and _same_buffers(ref.payload.buffers, payload.buffers):
+            if ref.reusable is reusable and ref.parts == parts and _same_buffers(ref.payload.buffers, payload.buffers):
                 return ref
         return None
 
-    def _new(self, payload: Payload, fn: Any, reusable: bool) -> FunctionRef:
+    def _new(self, payload: Payload, fn: Any, reusable: bool, parts: tuple[FunctionRef, ...]) -> FunctionRef:
         # The buffers are copied: the caller may change the arrays before a second worker gets them.
         snapshot = Payload(payload.data, [bytes(buffer) for buffer in payload.buffers])
-        ref = FunctionRef(snapshot, function_name(fn), reusable)
+        ref = FunctionRef(snapshot, function_name(fn), reusable, parts)
         if payload.buffers:  # a later version of the same data replaces the earlier one
             self._by_pickle[payload.data] = [ref]
         else:

@@ -17,7 +17,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from executorlib.standalone.errors import RemoteError, RemoteTraceback
 
@@ -39,6 +39,12 @@ class Payload(NamedTuple):
         return len(self.data) + sum(memoryview(buffer).nbytes for buffer in self.buffers)
 
 
+class Numbered(Protocol):
+    """Anything that has items with numbers: a list, a dictionary."""
+
+    def __getitem__(self, number: int, /) -> Any: ...
+
+
 def dumps(obj: Any) -> Payload:
     """Pickle an object so that another process can load it, whatever module it comes from.
 
@@ -48,10 +54,7 @@ def dumps(obj: Any) -> Payload:
     buffers: list[Any] = []
     if not _by_value_modules():
         try:
-            data = pickle.dumps(obj, _PROTOCOL, buffer_callback=buffers.append)
-            if buffers:  # some may be small
-                buffers = []
-                data = pickle.dumps(obj, _PROTOCOL, buffer_callback=_collector(buffers))
+            data = pickle.dumps(obj, _PROTOCOL, buffer_callback=_collector(buffers))
         except Exception:  # what the C pickler cannot do, cloudpickle may
             pass
         else:
@@ -102,9 +105,28 @@ def dumps_with_inputs(obj: Any) -> tuple[Payload, list[Future[Any]]]:
     return Payload(_dump_numbered(_input_cloudpickler(), obj, buffers, number), buffers), inputs
 
 
-def loads_with_inputs(payload: Payload, values: Sequence[Any]) -> Any:
-    """The object that `dumps_with_inputs` pickled, with the values in the places of the futures."""
+def dumps_with_parts(obj: Any, number: Callable[[Any], int | None]) -> Payload | None:
+    """Pickle an object with references by number in the places of some of its parts.
 
+    Args:
+        obj: the object
+        number: the number of a part that is not to be pickled, None for any other object
+
+    Returns:
+        the payload for `loads_with_inputs`; None where only cloudpickle can pickle the rest of the object
+    """
+    if _by_value_modules():
+        return None
+    buffers: list[Any] = []
+    try:
+        data = _dump_numbered(_InputPickler, obj, buffers, number)
+    except Exception:
+        return None
+    return None if _MAIN in data else Payload(data, buffers)
+
+
+def loads_with_inputs(payload: Payload, values: Numbered) -> Any:
+    """The object that `dumps_with_inputs` or `dumps_with_parts` pickled, with what the numbers stand for."""
     unpickler = _InputUnpickler(io.BytesIO(payload.data), buffers=payload.buffers)
     unpickler.values = values
     return unpickler.load()
@@ -200,7 +222,7 @@ class _InputPickler(pickle.Pickler):
 
 
 class _InputUnpickler(pickle.Unpickler):
-    values: Sequence[Any]
+    values: Numbered
 
     def persistent_load(self, pid: int) -> Any:
         return self.values[pid]

@@ -27,8 +27,7 @@ def create(directory: str) -> tuple[int, str]:
     Raises:
         OSError: the directory cannot be made or written to.
     """
-    name = f"{_PREFIX}{process_space()}-{os.getpid()}-{next(_counter)}{_SUFFIX}"
-    path = os.path.join(directory, name)
+    path = new_path(directory)
     try:
         return os.open(path, _FLAGS, 0o600), path
     except FileNotFoundError:
@@ -36,6 +35,11 @@ def create(directory: str) -> tuple[int, str]:
     except FileExistsError:  # left by a dead process that had our process id
         os.unlink(path)
     return os.open(path, _FLAGS, 0o600), path
+
+
+def new_path(directory: str) -> str:
+    """A temporary name in the directory."""
+    return os.path.join(directory, f"{_PREFIX}{process_space()}-{os.getpid()}-{next(_counter)}{_SUFFIX}")
 
 
 def remove_abandoned(directory: str) -> None:

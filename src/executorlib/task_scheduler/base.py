@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,6 +10,9 @@ from concurrent.futures import Future
 from typing import Any
 
 from executorlib.task_scheduler.mapping import calls_of, map_calls
+
+# A library is silent, unless the program says where its log goes.
+logging.getLogger("executorlib").addHandler(logging.NullHandler())
 
 
 class TaskSchedulerBase(ABC):
@@ -27,7 +31,7 @@ class TaskSchedulerBase(ABC):
     def map(
         self,
         fn: Callable[..., Any],
-        *iterables: Iterable[Any],
+        *iterables: Iterable[Any] | Future[Any],
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,

@@ -16,7 +16,7 @@ Submit = Callable[[Iterable[tuple[Any, ...]]], Iterable[Any]]
 """Submits calls with the given arguments and returns their futures."""
 
 
-def calls_of(iterables: tuple[Iterable[Any], ...]) -> tuple[Iterator[tuple[Any, ...]], bool]:
+def calls_of(iterables: tuple[Iterable[Any] | Future[Any], ...]) -> tuple[Iterator[tuple[Any, ...]], bool]:
     """The argument tuples of a map, and whether there is certainly an end to them.
 
     A future is waited for: its result is the iterable.

@@ -39,6 +39,7 @@ class Setup(NamedTuple):
     init_function: bytes | None = None
     error_log_file: str | None = None
     gpus: tuple[str, ...] = ()
+    keep: bool = True
 
 
 class Item(NamedTuple):

@@ -28,7 +28,7 @@ TAG_BYTES = 32
 MAGIC = b"EXLB1\r\n\0"
 GREETING_BYTES = len(MAGIC) + NONCE_BYTES
 
-_RECV_BYTES = 1 << 18
+_RECV_BYTES = 1 << 16
 _OWN_MEMORY_BYTES = 1 << 20
 _MAX_BUFFERS = 1 << 20
 _UNTRUSTED_BYTES = 1 << 16
@@ -101,6 +101,7 @@ class Decoder:
         self._signer = signer
         self._trusted = signer is None
         self._pending = b""
+        self._space = memoryview(bytearray(_RECV_BYTES))
         self._large: _LargeMessage | None = None
 
     def read(self, sock: socket.socket) -> tuple[list[Message], bool]:
@@ -122,9 +123,11 @@ class Decoder:
             message = self._finish(self._large)
             self._large = None
             return [message], False
-        data = sock.recv(_RECV_BYTES)
-        if not data:
+        # Into memory that stays: the C library maps and unmaps a buffer of this size for each message otherwise.
+        size = sock.recv_into(self._space)
+        if size == 0:
             return [], True
+        data = bytes(self._space[:size])
         return self._parse(self._pending + data if self._pending else data), False
 
     def _parse(self, data: bytes) -> list[Message]:

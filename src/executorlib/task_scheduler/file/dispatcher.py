@@ -34,6 +34,7 @@ from executorlib.standalone.cache_outcome import (
     write_outcome,
 )
 from executorlib.standalone.cache_paths import CachePaths, remember_alias
+from executorlib.standalone.cache_trust import make_private_directory
 from executorlib.standalone.cache_watch import TaskRemovedError
 from executorlib.standalone.errors import WorkerDiedError
 from executorlib.standalone.serialize import dumps
@@ -247,7 +248,7 @@ class FileDispatcher:
     def _prepare(self, directory: str) -> None:
         if directory not in self._directories:
             self._directories.add(directory)
-            os.makedirs(directory, exist_ok=True)
+            make_private_directory(directory)
             temporary_file.remove_abandoned(directory)
 
     def _wait_for_inputs(self, task: FileTask) -> None:
@@ -338,7 +339,8 @@ class FileDispatcher:
         if not task.futures:  # its output was seen before
             return
         self._watch.hurry()
-        if self._settle(task):
+        late = change.error is None and self._launcher.output_seconds > 0
+        if self._settle(task, last=not late):
             return
         task.cause = change.cause
         paths = _paths(task)
@@ -346,7 +348,7 @@ class FileDispatcher:
             self._fail(task, change.error)
         elif not os.path.exists(paths.input):
             self._gone(task)
-        elif self._launcher.output_seconds:
+        elif late:
             task.ended_at = time.monotonic()
             self._late.append(task)
         else:
@@ -363,32 +365,29 @@ class FileDispatcher:
         if self._late:
             oldest = time.monotonic() - self._launcher.output_seconds
             for task in self._late:
-                if task.ended_at is not None and task.ended_at < oldest and not self._settle(task):
+                if task.ended_at is not None and task.ended_at < oldest and not self._settle(task, last=True):
                     self._died(task)
             self._late = [task for task in self._late if _paths(task).output in self._tasks]
 
-    def _settle(self, task: FileTask, *, fresh: bool = False) -> bool:
+    def _settle(self, task: FileTask, *, fresh: bool = False, last: bool = False) -> bool:
         """End a task whose output is there; returns whether it is.
 
         Args:
             task: the task
-            fresh: it is new here: an output that cannot be read is an old one, and is removed
+            fresh: it is new here: an output that cannot be read is an old one, and its job will replace it
+            last: its job has ended: an output that cannot be read will stay so
         """
         paths = _paths(task)
         try:
             outcome = read_outcome(paths.output)
         except FileNotFoundError:
             return False
-        except UnknownOutcomeError as error:
-            self._fail(task, error)
-            return True
         except CacheFileError as error:
-            if not fresh and task.job is None:  # the job that has ended wrote this
+            if last or isinstance(error, UnknownOutcomeError):
                 self._fail(task, error)
                 return True
             if fresh:
                 _LOG.warning("the call is run again: %s", error)
-                remove(paths.output)
             return False
         for future in task.futures:
             future.kept = not outcome.succeeded

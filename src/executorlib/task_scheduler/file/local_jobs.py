@@ -38,6 +38,7 @@ from executorlib.task_scheduler.file.launcher import (
 )
 from executorlib.task_scheduler.interactive.pool import Allotment, ResourcePool
 
+_LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
 _KILL_AFTER_SECONDS = 3.0
 _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.2
@@ -222,7 +223,7 @@ class LocalJobs(JobLauncher):
                 command = ["/bin/sh", "-c", f'export {cache_claim.LEADER_VARIABLE}=$$; exec "$@"', "sh", *command]
         cwd = os.path.abspath(resources.cwd or job.paths.directory)
         os.makedirs(cwd, exist_ok=True)
-        log = os.open(job.paths.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        log = os.open(job.paths.log, _LOG_FLAGS, 0o600)
         try:
             return subprocess.Popen(
                 command,

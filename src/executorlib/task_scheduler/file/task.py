@@ -14,7 +14,7 @@ from executorlib.standalone.cache_outcome import Outcome
 from executorlib.standalone.cache_paths import CachePaths, aliased_output
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.select import FutureSelector
-from executorlib.standalone.serialize import Payload, loads_with_inputs
+from executorlib.standalone.serialize import Payload, dumps, loads_with_inputs
 from executorlib.task_scheduler.file.shared import FutureItem
 from executorlib.task_scheduler.interactive.task import TaskFuture
 
@@ -35,15 +35,18 @@ class FileFuture(TaskFuture):
 
     Attributes:
         paths: the files of the task, when its name in the cache is known
+        output: its output file. One string for all references to it, as in executorlib 1.11: a pickle that holds two
+            of them, and with it the name of a call, depends on whether it is the same object.
         kept: whether the exception is in the cache too, as that of the task's function
         queue_id: the number of the task's job, when it is submitted
     """
 
-    __slots__ = ("kept", "paths", "queue_id")
+    __slots__ = ("kept", "output", "paths", "queue_id")
 
     def __init__(self) -> None:
         super().__init__()
         self.paths: CachePaths | None = None
+        self.output: str | None = None
         self.kept = False
         self.queue_id: int | None = None
 
@@ -106,14 +109,10 @@ class Call:
             alias = alias_key(fn, args, kwargs) if found.movable else None
         paths = CachePaths.of(resources.cache_directory, key)
         moved = aliased_output(resources.cache_directory, alias) if alias is not None else None
-        values = {
-            "function": fn,
-            "input_args": args,
-            "input_kwargs": kwargs,
-            "resource_dict": stored_resources(resources),
-            "error_log_file": resources.error_log_file,
-        }
+        values = {"function": fn, "input_args": args, "input_kwargs": kwargs}
         datasets = {name: cloudpickle.dumps(value, protocol=_PROTOCOL) for name, value in values.items()}
+        datasets["resource_dict"] = dumps(stored_resources(resources)).data
+        datasets["error_log_file"] = dumps(resources.error_log_file).data
         return cls(moved or paths, datasets, alias)
 
 
@@ -220,7 +219,9 @@ def reference(future: Future[Any], owner: Any) -> FutureItem | None:
     origin = task_future(future)
     if origin is None or origin.paths is None or origin._dispatcher is not owner:
         return None
-    return FutureItem(origin.paths.output, future._selector if isinstance(future, FutureSelector) else None)
+    if origin.output is None:
+        origin.output = origin.paths.output
+    return FutureItem(origin.output, future._selector if isinstance(future, FutureSelector) else None)
 
 
 def task_future(future: Future[Any]) -> FileFuture | None:

@@ -22,6 +22,7 @@ class _Watched:
     paths: CachePaths
     input: str
     running: str
+    reported: bool = False
     misses: int = 0
     missed_since: float = 0.0
 
@@ -33,9 +34,11 @@ class Seen:
     Attributes:
         ended: output files that are there
         gone: output files of tasks of which no file is left
+        news: whether any of the outputs was not there before
     """
 
     ended: list[str] = field(default_factory=list)
+    news: bool = False
     gone: list[str] = field(default_factory=list)
 
 
@@ -93,7 +96,7 @@ class OutputWatch:
                 continue
             _compare(names, watched, seen, start)
         taken = time.monotonic() - start
-        self._pause = self._first if seen.ended else min(self._pause * _PAUSE_GROWTH, self._longest)
+        self._pause = self._first if seen.news else min(self._pause * _PAUSE_GROWTH, self._longest)
         self._next = start + max(self._pause, taken / _SHARE)
         return seen
 
@@ -101,6 +104,8 @@ class OutputWatch:
 def _compare(names: set[str], watched: dict[str, _Watched], seen: Seen, now: float) -> None:
     for name in watched.keys() & names:
         seen.ended.append(watched[name].paths.output)
+        seen.news = seen.news or not watched[name].reported
+        watched[name].reported = True
     for name, each in watched.items():
         if each.input in names or each.running in names or name in names:
             each.misses = 0

@@ -171,7 +171,7 @@ class InteractiveScheduler(TaskSchedulerBase):
     def map(
         self,
         fn: Callable[..., Any],
-        *iterables: Iterable[Any],
+        *iterables: Iterable[Any] | Future[Any],
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
@@ -315,7 +315,7 @@ class InteractiveScheduler(TaskSchedulerBase):
         changed = [
             f"{name}={getattr(resources, name)!r} instead of {getattr(self._resources, name)!r}"
             for name in _WORKER_RESOURCES
-            if getattr(resources, name) != getattr(self._resources, name)
+            if _effective(resources, name) != _effective(self._resources, name)
         ]
         if changed:
             raise ValueError(
@@ -377,6 +377,11 @@ class InteractiveScheduler(TaskSchedulerBase):
                 pass
         payload, inputs = dumps_with_inputs((args, kwargs))
         return payload, inputs or None
+
+
+def _effective(resources: Resources, name: str) -> Any:
+    value = getattr(resources, name)
+    return value or 1 if name == "threads_per_core" else value
 
 
 def refuse(future: TaskFuture | MapTask, error: BaseException, what: str) -> None:

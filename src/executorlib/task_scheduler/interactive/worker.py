@@ -109,6 +109,8 @@ class Worker:
         items = []
         buffers: list[Any] = []
         needed = {task.fn.number: task.fn for task in tasks}
+        for fn in list(needed.values()):
+            needed.update((part.number, part) for part in fn.parts)
         for fn in needed.values():
             if fn.number not in self._functions:
                 self._send_function(connection, fn, needed)
@@ -170,5 +172,5 @@ class Worker:
         if forgotten:
             connection.send(FORGET + pickle.dumps(forgotten))
         self._functions[fn.number] = size
-        message = (fn.number, fn.payload.data, fn.reusable)
+        message = (fn.number, fn.payload.data, fn.reusable, bool(fn.parts))
         connection.send(FUNCTION + pickle.dumps(message, 5), fn.payload.buffers)

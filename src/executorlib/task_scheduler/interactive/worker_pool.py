@@ -211,6 +211,7 @@ class WorkerPool:
             init_function=init.data if init is not None else None,
             error_log_file=worker.resources.error_log_file,
             gpus=worker.allotment.gpus,
+            keep=self._site.keep,
         )
         buffers = init.buffers if init is not None else ()
         if not forked:

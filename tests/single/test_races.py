@@ -108,7 +108,7 @@ def test_a_worker_dies_before_it_has_read_what_it_was_sent(make_executor: MakeEx
     with make_executor(max_workers=1) as exe:
         for _ in range(2):
             pid = exe.submit(tasks.pid)
-            blocker = exe.submit(DiesInLoading(), np.zeros(4_000_000))
+            blocker = exe.submit(DiesInLoading(), np.zeros(4_000_000))  # type: ignore[arg-type]
             pid.result()
             with pytest.raises(WorkerDiedError):
                 blocker.result(30)

@@ -33,7 +33,7 @@ from executorlib.standalone.cache_outcome import (
     remove,
     write_outcome,
 )
-from executorlib.standalone.cache_paths import CachePaths, remember_alias
+from executorlib.standalone.cache_paths import remember_alias
 from executorlib.standalone.cache_trust import make_private_directory
 from executorlib.standalone.cache_watch import TaskRemovedError
 from executorlib.standalone.errors import WorkerDiedError
@@ -207,7 +207,7 @@ class FileDispatcher:
 
     def _enter(self, task: FileTask) -> None:
         """A task has its name: find it in the cache, or put it there."""
-        paths = _paths(task)
+        paths = task.files
         known = self._tasks.get(paths.output)
         if known is not None:
             self._join(known, task)
@@ -320,7 +320,7 @@ class FileDispatcher:
             future.queue_id = job
 
     def _job(self, task: FileTask, depends_on: tuple[int, ...] = ()) -> Job:
-        return Job(_paths(task), task.resources, depends_on)
+        return Job(task.files, task.resources, depends_on)
 
     # A task ends
 
@@ -343,7 +343,7 @@ class FileDispatcher:
         if self._settle(task, last=not late):
             return
         task.cause = change.cause
-        paths = _paths(task)
+        paths = task.files
         if change.error is not None:
             self._fail(task, change.error)
         elif not os.path.exists(paths.input):
@@ -367,7 +367,7 @@ class FileDispatcher:
             for task in self._late:
                 if task.ended_at is not None and task.ended_at < oldest and not self._settle(task, last=True):
                     self._died(task)
-            self._late = [task for task in self._late if _paths(task).output in self._tasks]
+            self._late = [task for task in self._late if task.files.output in self._tasks]
 
     def _settle(self, task: FileTask, *, fresh: bool = False, last: bool = False) -> bool:
         """End a task whose output is there; returns whether it is.
@@ -377,7 +377,7 @@ class FileDispatcher:
             fresh: it is new here: an output that cannot be read is an old one, and its job will replace it
             last: its job has ended: an output that cannot be read will stay so
         """
-        paths = _paths(task)
+        paths = task.files
         try:
             outcome = read_outcome(paths.output)
         except FileNotFoundError:
@@ -399,11 +399,11 @@ class FileDispatcher:
         return True
 
     def _died(self, task: FileTask) -> None:
-        name = _paths(task).stem
+        name = task.files.stem
         self._fail(task, WorkerDiedError(f"The job of the task {name} has ended without a result: {task.cause}"))
 
     def _gone(self, task: FileTask) -> None:
-        paths = _paths(task)
+        paths = task.files
         error = TaskRemovedError(f"task {paths.stem} has been removed from {paths.directory} before it ended")
         self._fail(task, error)
 
@@ -463,7 +463,7 @@ class FileDispatcher:
     def _kill(self) -> None:
         self._cancel(running=False)
         for task in list(self._tasks.values()):
-            self._fail(task, WorkerDiedError(f"{_paths(task).stem} was ended by the program"))
+            self._fail(task, WorkerDiedError(f"{task.files.stem} was ended by the program"))
 
     def _leave(self) -> None:
         self._closing = True
@@ -488,11 +488,6 @@ class FileDispatcher:
         for task in list(self._open.values()):
             if any(not future.done() and task_future(future) not in ours for future in task.inputs):
                 self._fail(task, CancelledError())
-
-
-def _paths(task: FileTask) -> CachePaths:
-    assert task.paths is not None
-    return task.paths
 
 
 @contextlib.contextmanager

@@ -209,6 +209,12 @@ class FileTask:
             future.paths = self.paths
 
     @property
+    def files(self) -> CachePaths:
+        """The paths of a task that has its name."""
+        assert self.paths is not None
+        return self.paths
+
+    @property
     def wanted(self) -> bool:
         """Whether anybody waits for it."""
         return not all(future.cancelled() for future in self.futures)

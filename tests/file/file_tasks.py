@@ -55,8 +55,9 @@ def hold(begun: str, until: str, value: Any = None) -> Any:
 
 def pid_and_hold(begun: str, seconds: float = 30.0) -> None:
     path = Path(begun)
-    path.with_suffix(".tmp").write_text(str(os.getpid()))
-    path.with_suffix(".tmp").rename(path)
+    own = path.with_suffix(f".{os.getpid()}")  # there may be several ranks
+    own.write_text(str(os.getpid()))
+    own.rename(path)
     time.sleep(seconds)
 
 

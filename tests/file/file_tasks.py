@@ -61,6 +61,14 @@ def pid_and_hold(begun: str, seconds: float = 30.0) -> None:
     time.sleep(seconds)
 
 
+def die_once(begun: str) -> str:
+    """Wait to be killed, the first time."""
+    if os.path.exists(begun):
+        return "second"
+    pid_and_hold(begun)
+    return "first"
+
+
 def exit_at_once(code: int) -> None:
     os._exit(code)
 

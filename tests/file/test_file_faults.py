@@ -204,10 +204,61 @@ def test_a_job_that_takes_too_long(make_cluster: Make, tmp_path: Path, cores: in
 
 
 def test_there_is_no_mpiexec(make_cluster: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("executorlib.standalone.command.sys.executable", "/nowhere/python")
-    monkeypatch.setenv("PATH", "/nowhere")
-    with make_cluster() as exe, pytest.raises(FileNotFoundError, match="mpiexec"):
-        exe.submit(file_tasks.add, 1, resource_dict={"cores": 2}).result(timeout=20)
+    with make_cluster() as exe:
+        monkeypatch.setattr("executorlib.standalone.command.sys.executable", "/nowhere/python")
+        monkeypatch.setenv("PATH", "/nowhere")
+        with pytest.raises(FileNotFoundError, match="mpiexec"):
+            exe.submit(file_tasks.add, 1, resource_dict={"cores": 2}).result(timeout=20)
+
+
+def test_there_is_no_interpreter(make_cluster: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("executorlib.standalone.command.sys.executable", "/nowhere/python")
+        exe = make_cluster()
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            exe.submit(file_tasks.add, 1).result(timeout=20)
+    assert exe.submit(file_tasks.add, 1).result(timeout=20) == 1
+    exe.shutdown()
+
+
+needs_server = pytest.mark.skipif(sys.platform != "linux", reason="there is a job server on Linux")
+
+
+def job_server() -> psutil.Process:
+    if os.environ.get("EXECUTORLIB_FORK_SERVER") == "0":
+        pytest.skip("this executor has no job server")
+    (server,) = [p for p in psutil.Process().children() if "job_server_main.py" in " ".join(p.cmdline())]
+    return server
+
+
+@needs_server
+def test_the_job_server_dies(make_cluster: Make, tmp_path: Path, eventually: Eventually) -> None:
+    """What runs goes on, and what comes is started without it."""
+    begun, until = tmp_path / "begun", tmp_path / "until"
+    with make_cluster() as exe:
+        held = exe.submit(file_tasks.hold, str(begun), str(until), 3)
+        eventually(begun.exists)
+        eventually(held.running)
+        job_server().kill()
+        assert exe.submit(file_tasks.add, 1).result(timeout=20) == 1
+        then = exe.submit(file_tasks.add, held, 1)
+        until.touch()
+        assert (held.result(timeout=20), then.result(timeout=20)) == (3, 4)
+        dead = exe.submit(file_tasks.exit_at_once, 3)
+        with pytest.raises(WorkerDiedError, match="exit code 3"):
+            dead.result(timeout=20)
+
+
+@needs_server
+def test_the_job_server_dies_with_a_job(make_cluster: Make, tmp_path: Path, eventually: Eventually) -> None:
+    """Nobody knows how the job has ended: it is run once more."""
+    begun = tmp_path / "begun"
+    with make_cluster() as exe:
+        future = exe.submit(file_tasks.die_once, str(begun))
+        eventually(begun.exists)
+        job_server().kill()
+        os.kill(int(begun.read_text()), signal.SIGKILL)
+        assert future.result(timeout=20) == "second"
 
 
 def test_the_note_of_a_dead_process_does_not_count(make_cluster: Make, cache: Path, files: Files) -> None:

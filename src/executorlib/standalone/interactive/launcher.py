@@ -101,14 +101,16 @@ class ForkServer(Launcher):
     """The fork server of an executor, seen from the program (see `executorlib.backend.fork_server`).
 
     It is started with the first request and does not wait for anything.
+
+    Args:
+        program: the fork server's, in the backend
     """
 
-    def __init__(self) -> None:
+    def __init__(self, program: str = "fork_server_main.py") -> None:
         ours, theirs = socket.socketpair()
         # A descriptor that is its own duplicate would stay closed on exec with an old C library.
         fd = 3 if theirs.fileno() != 3 else 4
-        program = get_command_path("fork_server_main.py")
-        argv = [sys.executable, *_interpreter_flags(), program, str(fd)]
+        argv = [sys.executable, *_interpreter_flags(), get_command_path(program), str(fd)]
         null = os.open(os.devnull, os.O_RDONLY)
         try:
             self._pid = os.posix_spawn(

@@ -1,10 +1,13 @@
 """Jobs on this machine: a process for each, as many at a time as there are cores.
 
-    submit ──► waiting ──► process in a session of its own ──► exit
-                  └──► the process of another program that runs the same task is watched instead
+    submit ──► waiting ──┬──► forked by the job server, or started as a program: a session of its own ──► exit
+                         └──► the process of another program that runs the same task is watched instead
+
+On Linux the `JobServer` forks the jobs of serial tasks: a new interpreter would take most of the time of a short one.
+Jobs of several ranks, and all where there is no fork server, are programs that are started from here.
 
 The processes outlive the program, as batch jobs do. What has not begun then is handed to a process of its own, see
-`left_jobs`. On Linux the end of a process is seen at once through its descriptor (pidfd), elsewhere by asking.
+`left_jobs`. On Linux the end of a process is seen at once, elsewhere by asking.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
+import logging
 import os
 import pickle
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +30,15 @@ from executorlib.standalone import cache_claim
 from executorlib.standalone.cache_outcome import is_ended
 from executorlib.standalone.command import PATH_VARIABLE, mpiexec_command
 from executorlib.standalone.hardware import thread_environment
-from executorlib.standalone.interactive.launcher import describe_exit
+from executorlib.standalone.interactive.control import send_request
+from executorlib.standalone.interactive.launcher import (
+    Exited,
+    ForkServer,
+    LauncherLostError,
+    Started,
+    describe_exit,
+    has_fork_server,
+)
 from executorlib.standalone.processes import is_alive, signal_group
 from executorlib.task_scheduler.file.launcher import (
     Job,
@@ -38,10 +51,12 @@ from executorlib.task_scheduler.file.launcher import (
 )
 from executorlib.task_scheduler.interactive.pool import Allotment, ResourcePool
 
+_LOG = logging.getLogger("executorlib")
 _LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
 _KILL_AFTER_SECONDS = 3.0
 _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.2
+_SERVER = 0  # its place among the numbers of jobs
 # Children that were left running: buried when there is occasion.
 _left: list[int] = []
 
@@ -52,6 +67,7 @@ class _Process:
 
     Attributes:
         popen: where it is a child of this program
+        served: whether it is one of the job server; its process id is 0 until it has started
         descriptor: its pidfd
         allotment: the cores that it takes; None for the process of another program
         deadline: when its time is up
@@ -67,11 +83,27 @@ class _Process:
     allotment: Allotment | None
     ranks: bool
     deadline: float | None
+    served: bool = False
     kill_at: float | None = None
     verdict: BaseException | None = None
 
     def due(self) -> float | None:
         return min((moment for moment in (self.deadline, self.kill_at) if moment is not None), default=None)
+
+
+class _JobServer(ForkServer):
+    """The job server, seen from the program (see `executorlib.backend.job_server`)."""
+
+    def __init__(self) -> None:
+        super().__init__("job_server_main.py")
+
+    def run(self, number: int, path: str, environment: dict[str, str], cwd: str, log: int) -> None:
+        """Run the task of an input file; its output goes to a descriptor.
+
+        Raises:
+            OSError: the server is gone
+        """
+        send_request(self._control, ("job", number, path, environment, cwd), (log,))
 
 
 class LocalJobs(JobLauncher):
@@ -90,6 +122,13 @@ class LocalJobs(JobLauncher):
         self._changes: list[JobChange] = []
         self._selector = selectors.DefaultSelector() if hasattr(os, "pidfd_open") else None
         self._pause = _FIRST_PAUSE
+        self._server: _JobServer | None = None
+        if self._selector is not None and has_fork_server():
+            try:
+                self._server = _JobServer()
+                self._selector.register(self._server.fileno(), selectors.EVENT_READ, _SERVER)
+            except OSError as error:
+                _LOG.warning("there is no job server: %s", error)
         self._bury_left()
 
     def fileno(self) -> int | None:
@@ -100,7 +139,7 @@ class LocalJobs(JobLauncher):
         if self._changes:
             return 0.0
         moments = [due for process in self._processes.values() if (due := process.due()) is not None]
-        if any(process.descriptor is None for process in self._processes.values()):
+        if any(process.descriptor is None and not process.served for process in self._processes.values()):
             moments.append(time.monotonic() + self._pause)
         return min(moments, default=None)
 
@@ -119,10 +158,10 @@ class LocalJobs(JobLauncher):
         return number
 
     def changes(self) -> list[JobChange]:
-        ended = self._ended()
+        ended = self._look()
         self._pause = _FIRST_PAUSE if ended else min(1.5 * self._pause, _LONGEST_PAUSE)
         for process in ended:
-            self._has_ended(process)
+            self._has_ended(process, process.popen.wait() if process.popen is not None else None)
         now = time.monotonic()
         for process in list(self._processes.values()):
             due = process.due()
@@ -141,7 +180,7 @@ class LocalJobs(JobLauncher):
 
     @property
     def busy(self) -> bool:
-        return any(p.popen is not None or p.kill_at is not None for p in self._processes.values())
+        return any(p.popen is not None or p.served or p.kill_at is not None for p in self._processes.values())
 
     def leave(self, jobs: Sequence[LeftJob]) -> None:
         if self._waiting or len(jobs) > len(self._processes):
@@ -165,6 +204,8 @@ class LocalJobs(JobLauncher):
         self._let_go()
         if self._selector is not None:
             self._selector.close()
+        if self._server is not None:
+            self._server.close()
 
     def _let_go(self) -> None:
         for process in self._processes.values():
@@ -203,30 +244,35 @@ class LocalJobs(JobLauncher):
                 self._pool.give_back(allotment)
                 self._changes.append(JobChange(number, JobState.ENDED))
                 return
-            popen = self._popen(job)
+            process = self._launch(number, job, allotment)
         except OSError as error:
             self._pool.give_back(allotment)
             self._changes.append(JobChange(number, JobState.ENDED, error=error))
             return
         limit = job.resources.run_time_max
-        deadline = None if limit is None else time.monotonic() + limit
-        self._watch(_Process(number, job, popen.pid, popen, None, allotment, job.resources.cores > 1, deadline))
+        process.deadline = None if limit is None else time.monotonic() + limit
+        if process.served:
+            self._processes[number] = process
+        else:
+            self._watch(process)
 
-    def _popen(self, job: Job) -> subprocess.Popen[bytes]:
+    def _launch(self, number: int, job: Job, allotment: Allotment) -> _Process:
         resources = job.resources
         environment = self._environment()
         environment.update(thread_environment(resources.threads_per_core, environment))
-        command = job.program
-        if resources.cores > 1:
-            command = [*mpiexec_command(resources.cores, resources.openmpi_oversubscribe), *command]
-            if os.name == "posix":  # ranks cannot tell by themselves who has started them all
-                command = ["/bin/sh", "-c", f'export {cache_claim.LEADER_VARIABLE}=$$; exec "$@"', "sh", *command]
         cwd = os.path.abspath(resources.cwd or job.paths.directory)
         os.makedirs(cwd, exist_ok=True)
+        serial = resources.cores == 1
+        command = [] if serial else mpiexec_command(resources.cores, resources.openmpi_oversubscribe)
         log = os.open(job.paths.log, _LOG_FLAGS, 0o600)
         try:
-            return subprocess.Popen(
-                command,
+            if serial and self._server is not None:
+                self._server.run(number, job.paths.input, environment, cwd, log)
+                return _Process(number, job, 0, None, None, allotment, ranks=False, deadline=None, served=True)
+            if not serial and os.name == "posix":  # ranks cannot tell by themselves who has started them all
+                command = ["/bin/sh", "-c", f'export {cache_claim.LEADER_VARIABLE}=$$; exec "$@"', "sh", *command]
+            popen = subprocess.Popen(
+                [*command, *job.program],
                 env=environment,
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
@@ -236,6 +282,7 @@ class LocalJobs(JobLauncher):
             )
         finally:
             os.close(log)
+        return _Process(number, job, popen.pid, popen, None, allotment, ranks=not serial, deadline=None)
 
     def _environment(self) -> dict[str, str]:
         return {**os.environ, PATH_VARIABLE: json.dumps([os.path.abspath(entry) for entry in sys.path])}
@@ -259,16 +306,59 @@ class LocalJobs(JobLauncher):
 
     # Ending
 
-    def _ended(self) -> list[_Process]:
+    def _look(self) -> list[_Process]:
+        """Hear the job server; returns the other processes that have ended."""
         ready = {key.data for key, _ in self._selector.select(0)} if self._selector is not None else set()
+        if _SERVER in ready:
+            self._hear_server()
         return [
             process
             for process in list(self._processes.values())
-            if process.number in ready or (process.descriptor is None and not _runs(process))
+            if process.number in ready or (process.descriptor is None and not process.served and not _runs(process))
         ]
 
-    def _has_ended(self, process: _Process) -> None:
-        code = process.popen.wait() if process.popen is not None else None
+    def _hear_server(self) -> None:
+        assert self._server is not None
+        try:
+            events = self._server.events()
+        except LauncherLostError:
+            self._server_lost()
+            return
+        for event in events:
+            process = self._processes.get(event.worker)
+            if process is None:
+                continue
+            if isinstance(event, Started):
+                process.pid = event.pid
+                self._changes.append(JobChange(process.number, JobState.BEGUN))
+            elif isinstance(event, Exited):
+                self._has_ended(process, 0 if event.clean else event.cause)
+            else:
+                self._has_ended(process, event.reason)
+
+    def _server_lost(self) -> None:
+        """The jobs go on, but how they end is not known any more; those to come are started as programs."""
+        assert self._server is not None
+        assert self._selector is not None
+        _LOG.warning("the job server has ended")
+        self._selector.unregister(self._server.fileno())
+        self._server.close()
+        self._server = None
+        for process in [process for process in self._processes.values() if process.served]:
+            process.served = False
+            if process.pid == 0:
+                self._has_ended(process, None)
+            else:
+                self._watch(process)
+
+    def _has_ended(self, process: _Process, code: int | str | None) -> None:
+        """A process has ended.
+
+        Args:
+            process: the process
+            code: its exit code, or how it ended in words; None where nobody knows
+        """
+        cause = "it has ended" if code is None else describe_exit(code) if isinstance(code, int) else code
         del self._processes[process.number]
         if process.descriptor is not None:
             self._unwatch(process)
@@ -276,10 +366,11 @@ class LocalJobs(JobLauncher):
             self._pool.give_back(process.allotment)
         if code is not None:
             remove_if_empty(process.job.paths.log)
-        if code not in (0, None):
+        if code not in (0, None) and process.popen is not None:
             signal_group(process.pid, "SIGKILL")  # what the task had started does not outlive its violent end
         taken = code is None or (
-            code == cache_claim.TAKEN_EXIT_CODE and not cache_claim.was_taken_by(process.job.paths, process.pid)
+            cause == describe_exit(cache_claim.TAKEN_EXIT_CODE)
+            and not cache_claim.was_taken_by(process.job.paths, process.pid)
         )
         claim = cache_claim.holder(process.job.paths)  # and the note of a process that was killed is removed
         if process.verdict is None and taken and not is_ended(process.job.paths.output):
@@ -291,7 +382,6 @@ class LocalJobs(JobLauncher):
             else:
                 self._changes.append(JobChange(process.number, JobState.ENDED))
             return
-        cause = "it has ended" if code is None else describe_exit(code)
         if code != 0:
             cause += end_of_log(process.job.paths.log)
         self._changes.append(JobChange(process.number, JobState.ENDED, cause, process.verdict))
@@ -311,7 +401,9 @@ class LocalJobs(JobLauncher):
     def _end(self, process: _Process, now: float) -> None:
         process.deadline = None
         process.verdict = process.verdict or RuntimeError(f"{process.job.paths.stem} was ended by the program")
-        if process.ranks:  # the launcher of ranks ends them before itself
+        if process.served and self._server is not None:
+            self._server.kill(process.number, signal.SIGKILL)
+        elif process.ranks:  # the launcher of ranks ends them before itself
             signal_group(process.pid, "SIGTERM")
             process.kill_at = now + _KILL_AFTER_SECONDS
         else:

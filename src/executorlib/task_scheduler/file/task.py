@@ -51,8 +51,8 @@ class FileFuture(TaskFuture):
         self.queue_id: int | None = None
 
     def begin(self) -> None:
-        """The task's job runs."""
-        if not self.done():
+        """The task's job runs, for the first time or again."""
+        if not self.done() and not self.running():
             self.set_running_or_notify_cancel()
 
     def end(self, outcome: Outcome) -> None:

@@ -24,14 +24,9 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture(params=[pytest.param(True, id="forked"), pytest.param(False, id="started")])
-def make_cluster(cache: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeCluster]:
-    """Makes executors on one cache directory; what the test has not shut down then is ended.
-
-    Their jobs are forked by the job server, or new interpreters as on macOS and Windows.
-    """
-    if not request.param:
-        monkeypatch.setenv("EXECUTORLIB_FORK_SERVER", "0")
+@pytest.fixture
+def make_cluster(cache: Path) -> Iterator[MakeCluster]:
+    """Makes executors on one cache directory; what the test has not shut down then is ended."""
     made: list[TestClusterExecutor] = []
 
     def make(**options: Any) -> TestClusterExecutor:

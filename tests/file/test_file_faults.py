@@ -33,6 +33,15 @@ pytestmark = pytest.mark.faults
 KEY = {"cache_key": "key"}
 
 
+@pytest.fixture(autouse=True, params=["forked", "started"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Jobs are forked by the job server, or are new interpreters as on macOS and Windows."""
+    name: str = request.param
+    if name == "started":
+        monkeypatch.setenv("EXECUTORLIB_FORK_SERVER", "0")
+    return name
+
+
 # Files
 
 
@@ -221,19 +230,15 @@ def test_there_is_no_interpreter(make_cluster: Make, monkeypatch: pytest.MonkeyP
     exe.shutdown()
 
 
-needs_server = pytest.mark.skipif(sys.platform != "linux", reason="there is a job server on Linux")
-
-
 def job_server() -> psutil.Process:
-    if os.environ.get("EXECUTORLIB_FORK_SERVER") == "0":
-        pytest.skip("this executor has no job server")
     (server,) = [p for p in psutil.Process().children() if "job_server_main.py" in " ".join(p.cmdline())]
     return server
 
 
-@needs_server
-def test_the_job_server_dies(make_cluster: Make, tmp_path: Path, eventually: Eventually) -> None:
+def test_the_job_server_dies(make_cluster: Make, tmp_path: Path, eventually: Eventually, way: str) -> None:
     """What runs goes on, and what comes is started without it."""
+    if way != "forked" or sys.platform != "linux":
+        pytest.skip("there is no job server")
     begun, until = tmp_path / "begun", tmp_path / "until"
     with make_cluster() as exe:
         held = exe.submit(file_tasks.hold, str(begun), str(until), 3)
@@ -249,9 +254,10 @@ def test_the_job_server_dies(make_cluster: Make, tmp_path: Path, eventually: Eve
             dead.result(timeout=20)
 
 
-@needs_server
-def test_the_job_server_dies_with_a_job(make_cluster: Make, tmp_path: Path, eventually: Eventually) -> None:
+def test_the_job_server_dies_with_a_job(make_cluster: Make, tmp_path: Path, eventually: Eventually, way: str) -> None:
     """Nobody knows how the job has ended: it is run once more."""
+    if way != "forked" or sys.platform != "linux":
+        pytest.skip("there is no job server")
     begun = tmp_path / "begun"
     with make_cluster() as exe:
         future = exe.submit(file_tasks.die_once, str(begun))

@@ -10,6 +10,7 @@ import ctypes
 import faulthandler
 import functools
 import gc
+import importlib.util
 import os
 import signal
 import subprocess
@@ -332,3 +333,9 @@ def weird_path(tmp_path: Path) -> Path:
     path = tmp_path / "a b'c\"d\n; echo $HOME `id` %s {x} \\ é"
     path.mkdir()
     return path
+
+
+def needs_mpi() -> None:
+    """Skip where there is no mpi4py. It is not imported: a library under test may take that for a wish for MPI."""
+    if importlib.util.find_spec("mpi4py") is None:
+        pytest.skip("needs mpi4py", allow_module_level=True)

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import tasks
 
-from conftest import Eventually, MakeExecutor, Script, StartScript
+from conftest import Eventually, MakeExecutor, Script, StartScript, needs_mpi
 from executorlib import SingleNodeExecutor
 from executorlib.standalone.errors import WorkerDiedError
 
@@ -52,7 +52,7 @@ def test_the_end_of_a_program_with_several_ranks(
     start_script: StartScript, tmp_path: Path, mode: str, how: signal.Signals, eventually: Eventually
 ) -> None:
     """Killed, interrupted or terminated in the middle of a call: no rank, no launcher, no helper is left after 5 s."""
-    pytest.importorskip("mpi4py")
+    needs_mpi()
     program = start_script(
         PRELUDE + "def wait(folder):\n"
         "    touch(f'{folder}/pid{os.getpid()}')\n"
@@ -75,7 +75,7 @@ def test_the_end_of_a_program_with_several_ranks(
 def test_a_program_that_is_killed_while_its_ranks_are_idle(
     start_script: StartScript, tmp_path: Path, mode: str, eventually: Eventually
 ) -> None:
-    pytest.importorskip("mpi4py")
+    needs_mpi()
     program = start_script(
         PRELUDE + "exe = SingleNodeExecutor(**options)\n"
         "exe.submit(add, 1).result()\n"
@@ -220,7 +220,7 @@ def test_nothing_secret_is_seen_from_outside(
 ) -> None:
     """No command line has the key, nor has the log, and the environment is the owner's to read."""
     if mode == "mpi":
-        pytest.importorskip("mpi4py")
+        needs_mpi()
     else:
         monkeypatch.setenv("EXECUTORLIB_FORK_SERVER", "0")
     resources: dict[str, Any] = {"cores": 2} if mode == "mpi" else {}

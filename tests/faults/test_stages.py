@@ -14,7 +14,7 @@ import psutil
 import pytest
 import tasks
 
-from conftest import Eventually, MakeExecutor
+from conftest import Eventually, MakeExecutor, needs_mpi
 from executorlib import SingleNodeExecutor
 from executorlib.standalone.errors import ExecutorlibSocketError, TaskExitError, WorkerDiedError, WorkerStartError
 from executorlib.task_scheduler.interactive import worker_pool
@@ -250,7 +250,7 @@ def test_a_worker_whose_port_is_blocked(
 @pytest.mark.parametrize("block", [False, True])
 @pytest.mark.parametrize("restarts", [0, 1])
 def test_restarts_of_several_ranks(tmp_path: Path, block: bool, restarts: int) -> None:
-    pytest.importorskip("mpi4py")
+    needs_mpi()
 
     def die_once() -> int:
         from mpi4py import MPI
@@ -274,7 +274,7 @@ def test_restarts_of_several_ranks(tmp_path: Path, block: bool, restarts: int) -
 @pytest.mark.mpi
 @pytest.mark.parametrize("block", [False, True])
 def test_ranks_killed_while_idle(block: bool) -> None:
-    pytest.importorskip("mpi4py")
+    needs_mpi()
     with SingleNodeExecutor(max_cores=2, resource_dict={"cores": 2}, block_allocation=block) as exe:
         pids = exe.submit(tasks.pid).result(40)
         for pid in pids:
@@ -355,7 +355,7 @@ def test_cancel_ends_a_running_call_and_its_process(
 @pytest.mark.mpi
 @pytest.mark.parametrize("block", [False, True])
 def test_cancel_ends_all_ranks(tmp_path: Path, block: bool, eventually: Eventually) -> None:
-    pytest.importorskip("mpi4py")
+    needs_mpi()
 
     def wait() -> None:
         (tmp_path / f"pid{os.getpid()}").touch()

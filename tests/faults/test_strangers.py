@@ -23,7 +23,7 @@ import psutil
 import pytest
 import tasks
 
-from conftest import Script, StartScript
+from conftest import Script, StartScript, needs_mpi
 from executorlib import SingleNodeExecutor
 from executorlib.api import get_command_path
 from executorlib.standalone.errors import ExecutorlibSocketError
@@ -70,7 +70,7 @@ def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     """An executor with one kept worker that comes over TCP: a serial one, or one of two ranks."""
     resources: dict[str, Any] = {}
     if request.param == "mpi":
-        pytest.importorskip("mpi4py")
+        needs_mpi()
         resources = {"cores": 2}
     else:
         monkeypatch.setenv("EXECUTORLIB_FORK_SERVER", "0")
@@ -417,7 +417,7 @@ def note_and_add(path: Path, i: int) -> int:
 @pytest.mark.parametrize("signed", [False, True])
 def test_a_worker_obeys_nobody_without_the_key(canary: bytes, tmp_path: Path, program: str, signed: bool) -> None:
     if program == "interactive_parallel.py":
-        pytest.importorskip("mpi4py")
+        needs_mpi()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         worker = subprocess.Popen(

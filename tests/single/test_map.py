@@ -168,6 +168,7 @@ def test_leaving_early_cancels_the_rest(make_executor: MakeExecutor, tmp_path: P
         results = exe.map(tasks.note_and_wait_after_two, [tmp_path] * 40, range(40))
         assert next(results) == 0
         results.close()  # type: ignore[attr-defined]
+        assert len(exe) == 0  # and so the executor has heard of it
         (tmp_path / "go").touch()
     assert len(list(tmp_path.glob("ran*"))) < 40
 

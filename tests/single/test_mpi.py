@@ -13,11 +13,11 @@ import psutil
 import pytest
 import tasks
 
-from conftest import Eventually, MakeExecutor, StartScript
+from conftest import Eventually, MakeExecutor, StartScript, needs_mpi
 from executorlib import SingleNodeExecutor
 from executorlib.standalone.errors import ExecutorlibSocketError, WorkerDiedError
 
-pytest.importorskip("mpi4py")
+needs_mpi()
 pytestmark = pytest.mark.mpi
 
 TWO = {"cores": 2}

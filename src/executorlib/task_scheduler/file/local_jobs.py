@@ -267,8 +267,12 @@ class LocalJobs(JobLauncher):
         log = os.open(job.paths.log, _LOG_FLAGS, 0o600)
         try:
             if serial and self._server is not None:
-                self._server.run(number, job.paths.input, environment, cwd, log)
-                return _Process(number, job, 0, None, None, allotment, ranks=False, deadline=None, served=True)
+                try:
+                    self._server.run(number, job.paths.input, environment, cwd, log)
+                except ConnectionError:  # it has just ended
+                    self._server_lost()
+                else:
+                    return _Process(number, job, 0, None, None, allotment, ranks=False, deadline=None, served=True)
             if not serial and os.name == "posix":  # ranks cannot tell by themselves who has started them all
                 command = ["/bin/sh", "-c", f'export {cache_claim.LEADER_VARIABLE}=$$; exec "$@"', "sh", *command]
             popen = subprocess.Popen(

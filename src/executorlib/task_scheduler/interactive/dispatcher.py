@@ -13,27 +13,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import pickle
-import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
-from executorlib.standalone.errors import TaskExitError, WorkerDiedError
+from executorlib.standalone.errors import WorkerDiedError
 from executorlib.standalone.interactive.launcher import Launcher
-from executorlib.standalone.interactive.messages import (
-    DONE,
-    EXITED,
-    RANK_ERROR,
-    RANKS_DONE,
-    RESULT_HEAD,
-)
+from executorlib.standalone.interactive.messages import RANK_ERROR, RESULT_HEAD
 from executorlib.standalone.interactive.wire import Message
 from executorlib.standalone.resources import Resources
-from executorlib.standalone.serialize import Payload, dumps, load_error
+from executorlib.standalone.serialize import dumps, load_error
+from executorlib.task_scheduler.interactive.inbox import Inbox
+from executorlib.task_scheduler.interactive.outcome import death, deliver, fail
 from executorlib.task_scheduler.interactive.pool import ReadyQueue, ResourcePool
 from executorlib.task_scheduler.interactive.task import DependencyGraph, Task, failed_input
 from executorlib.task_scheduler.interactive.worker import STALL_SECONDS, Worker
@@ -70,50 +64,25 @@ class Dispatcher:
     def __init__(self, policy: Policy, pool: ResourcePool, site: Site, launcher: Launcher) -> None:
         self._policy = policy
         self._pool = pool
-        self._inbox: deque[Callable[[], None] | Task | Sequence[Task]] = deque()
-        self._sleeping = False
-        self._wake_reader, self._wake_writer = socket.socketpair()
-        self._wake_reader.setblocking(False)
-        self._wake_writer.setblocking(False)
-        self._workers = WorkerPool(site, self._wake_reader, launcher)
+        self._inbox: Inbox[Task | Sequence[Task]] = Inbox()
+        self.post = self._inbox.post  # a task or several, or something to do in the dispatcher's thread
+        self._workers = WorkerPool(site, self._inbox.reader, self._inbox.hear, launcher)
         self._graph = DependencyGraph(self._post_input_done)
         self._ready = ReadyQueue()
         self._open: dict[int, Task] = {}
         self._steal_at: float | None = None
         self._closing = False
         self._fatal: BaseException | None = None
-        self.finished = False
         self.thread = threading.Thread(target=self._run, name="executorlib", daemon=True)
         self.thread.start()
 
     # From any thread
 
-    def post(self, item: Callable[[], None] | Task | Sequence[Task]) -> None:
-        """Hand over a task or several, or something to do in the dispatcher's thread."""
-        self._inbox.append(item)
-        if self._sleeping:
-            self._sleeping = False
-            self._wake()
-        if self.finished:  # it ended while this was on its way
-            self._refuse_inbox()
-
     def ask(self, question: Callable[[], Any], default: Any = None) -> Any:
         """Have something answered in the dispatcher's thread; the default after its end."""
         if threading.current_thread() is self.thread:
             return question()
-        answered = threading.Event()
-        answer = [default]
-
-        def reply() -> None:
-            try:
-                if not self.finished:
-                    answer[0] = question()
-            finally:
-                answered.set()
-
-        self.post(reply)
-        answered.wait()
-        return answer[0]
+        return self._inbox.ask(question, default)
 
     def take_back(self, task: Task) -> bool:
         """Cancel a task that waits at a worker, where it has not begun; returns whether that was possible."""
@@ -155,10 +124,7 @@ class Dispatcher:
 
     def after_fork(self) -> None:
         """In a child of the program: this executor is not the child's, nor are its workers."""
-        self.finished = True
-        self._inbox.clear()
-        self._wake_reader.close()
-        self._wake_writer.close()
+        self._inbox.abandon()
         self._workers.abandon()
 
     # The loop
@@ -173,8 +139,7 @@ class Dispatcher:
                     if not self._workers.workers:
                         break
                 timeout = self._timeout()
-                self._sleeping = True
-                if self._inbox:  # something came before the bell could be heard
+                if not self._inbox.may_sleep():
                     timeout = 0.0
                 self._handle(self._workers.poll(timeout))  # no variable here holds a result over the next wait
                 self._expire()
@@ -185,7 +150,7 @@ class Dispatcher:
             self._end()
 
     def _handle(self, events: list[PoolEvent]) -> None:
-        self._sleeping = False
+        self._inbox.awake()
         for event in events:
             if isinstance(event, Heard):
                 self._heard(event.worker, event.messages)
@@ -197,37 +162,19 @@ class Dispatcher:
                 self._send(event.worker, tasks)
 
     def _end(self) -> None:
-        self.finished = True
         with contextlib.suppress(Exception):
             self._workers.close()
-        self._refuse_inbox()
+        self._inbox.end(self._refuse)
         for task in list(self._open.values()):
             self._fail(task, RuntimeError(f"The executor has failed: {self._fatal!r}"))
-        self._wake_reader.close()
-        self._wake_writer.close()
 
-    def _refuse_inbox(self) -> None:
-        while True:
-            try:
-                item = self._inbox.popleft()
-            except IndexError:
-                return
-            if callable(item):
-                with _user_code():  # whoever asked must get an answer
-                    item()
-                continue
-            reason = self._fatal or "cannot schedule new futures after shutdown"
-            for task in [item] if isinstance(item, Task) else item:
-                self._fail(task, RuntimeError(str(reason)))
-
-    def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # full: it will wake anyhow; closed: it has ended
-            self._wake_writer.send(b"x")
+    def _refuse(self, item: Task | Sequence[Task]) -> None:
+        reason = self._fatal or "cannot schedule new futures after shutdown"
+        for task in [item] if isinstance(item, Task) else item:
+            self._fail(task, RuntimeError(str(reason)))
 
     def _work_inbox(self) -> None:
-        # Bounded: what callbacks add meanwhile must not keep results waiting.
-        for _ in range(len(self._inbox)):
-            item = self._inbox.popleft()
+        for item in self._inbox.take():
             if isinstance(item, Task):
                 self._admit(item)
             elif callable(item):
@@ -284,13 +231,7 @@ class Dispatcher:
 
     def _fail(self, task: Task, error: BaseException) -> None:
         self._close_task(task)
-        with _user_code():
-            if isinstance(error, CancelledError) or task.future.cancelled():
-                task.future.put_back()
-                task.future.cancel()
-                task.future.set_running_or_notify_cancel()
-            elif not task.future.done():
-                task.future.set_exception(error)
+        fail(task, error)
 
     def _close_task(self, task: Task) -> None:
         self._open.pop(task.number, None)
@@ -486,13 +427,7 @@ class Dispatcher:
             fn.seconds = seconds if before is None else before + _SMOOTHING * (seconds - before)
             del open_tasks[number]
             task.worker = task.payload = task.values = None
-            try:
-                if status == DONE:
-                    task.future.set_result(pickle.loads(body[RESULT_HEAD.size :], buffers=buffers))
-                else:
-                    self._deliver(task, status, Payload(body[RESULT_HEAD.size :], buffers))
-            except BaseException as error:
-                self._undeliverable(task, error)
+            deliver(task, status, body[RESULT_HEAD.size :], buffers)
         if not worked:
             return
         worker.worked = True
@@ -502,25 +437,6 @@ class Dispatcher:
         worker.backlog, worker.limit = 0.0, None
         if worker.stopping or not self._policy.keep:
             self._workers.stop(worker, time.monotonic())
-
-    def _deliver(self, task: Task, status: int, payload: Payload) -> None:
-        if status == RANKS_DONE:
-            task.future.set_result(_load_ranks(payload))
-            return
-        error = load_error(payload.data)
-        if status == EXITED:
-            cause, error = error, TaskExitError(f"{task.fn.name} raised {error!r}")
-            error.__cause__ = cause.__cause__
-        task.future.set_exception(error)
-
-    def _undeliverable(self, task: Task, reason: BaseException) -> None:
-        if task.future.done():
-            _LOG.error("a callback of the future of %s has failed", task.fn.name, exc_info=reason)
-            return
-        error = RuntimeError(f"the result of {task.fn.name} cannot be unpickled: {reason!r}")
-        error.__cause__ = reason
-        with _user_code():
-            task.future.set_exception(error)
 
     def _rank_failed(self, worker: Worker, data: bytes) -> None:
         """One rank has failed. If the others wait for it, they wait for ever: give them a moment."""
@@ -565,11 +481,7 @@ class Dispatcher:
         task.worker = None
         if error is None:
             task.attempts += 1
-            said = worker.stderr_tail.decode(errors="replace").strip()
-            error = WorkerDiedError(
-                f"{worker!r} died while it ran {task.fn.name}: {worker.cause}"
-                + (f"; its standard error ends with:\n{said}" if said else "")
-            )
+            error = death(task, worker)
             _LOG.warning("%s", error)
             if task.attempts <= self._policy.restart_limit:
                 _LOG.info("%s is tried again (%d of %d)", task.fn.name, task.attempts, self._policy.restart_limit)
@@ -627,21 +539,3 @@ def _leads_to(future: Any, ours: set[int]) -> bool:
     while (parent := getattr(future, "_future", None)) is not None:  # an item of another future
         future = parent
     return id(future) in ours
-
-
-def _load_ranks(payload: Payload) -> list[Any]:
-    """The results of all ranks, each a pickle of its own."""
-    results, at = [], 0
-    for data, count in pickle.loads(payload.data):
-        results.append(pickle.loads(data, buffers=payload.buffers[at : at + count]))
-        at += count
-    return results
-
-
-@contextlib.contextmanager
-def _user_code() -> Any:
-    """Callbacks of a future belong to the user: whatever they raise must not end the dispatcher."""
-    try:
-        yield
-    except BaseException:
-        _LOG.exception("a callback of a future has failed")

@@ -28,11 +28,12 @@ from executorlib.standalone.interactive.launcher import (
     Started,
     make_launcher,
 )
-from executorlib.standalone.interactive.listener import Guest, Hello, Listener
+from executorlib.standalone.interactive.listener import Hello
 from executorlib.standalone.interactive.messages import RANK_ERROR, SETUP, STOP, WELCOME, Setup
 from executorlib.standalone.interactive.wire import Connection, Message, ProtocolError
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import Payload
+from executorlib.task_scheduler.interactive.door import Door
 from executorlib.task_scheduler.interactive.pool import Allotment
 from executorlib.task_scheduler.interactive.worker import Worker
 
@@ -96,18 +97,18 @@ class WorkerPool:
 
     Args:
         site: where and how workers are started
-        wake: a socket that other threads write to
+        bell: a socket that other threads write to
+        hear: called when they have
         launcher: starts the processes; another takes its place when it is lost
     """
 
-    def __init__(self, site: Site, wake: socket.socket, launcher: Launcher) -> None:
+    def __init__(self, site: Site, bell: socket.socket, hear: Callable[[], None], launcher: Launcher) -> None:
         self._site = site
         self._selector = selectors.DefaultSelector()
-        self._wake = wake
-        self._selector.register(wake, selectors.EVENT_READ, self._woken)
+        self._selector.register(bell, selectors.EVENT_READ, hear)
         self._launcher: Launcher | None = None
         self._use(launcher)
-        self._listener: Listener | None = None
+        self._door: Door | None = None
         self._numbers = itertools.count(1)
         self._events: list[PoolEvent] = []
         self.workers: dict[int, Worker] = {}
@@ -178,12 +179,11 @@ class WorkerPool:
         self._connect(worker, Connection(ours), environment)
 
     def _execute(self, worker: Worker, started: Launcher, argv: list[str]) -> None:
-        if self._listener is None:
-            self._listener = Listener(self._site.localhost)
-            self._selector.register(self._listener, selectors.EVENT_READ, self._knock)
-        environment = {**os.environ, **self._listener.environment()}
+        if self._door is None:
+            self._door = Door(self._selector, self._site.localhost, self._arrived, self._rank_reported)
+        environment = {**os.environ, **self._door.environment()}
         environment.update(thread_environment(worker.resources.threads_per_core, environment))
-        worker.command = [*argv, *self._listener.arguments(), "--worker", str(worker.number)]
+        worker.command = [*argv, *self._door.arguments(), "--worker", str(worker.number)]
         read, write = os.pipe()
         worker.stderr = read
         self._selector.register(read, selectors.EVENT_READ, lambda: self._read_stderr(worker))
@@ -233,7 +233,7 @@ class WorkerPool:
     def deadline(self) -> float | None:
         """When `expire` wants to be called next."""
         times = [worker.deadline for worker in self.workers.values() if worker.deadline is not None]
-        guests = self._listener.deadline() if self._listener is not None else None
+        guests = self._door.deadline() if self._door is not None else None
         return min([*times, *([] if guests is None else [guests])], default=None)
 
     def expire(self, now: float) -> None:
@@ -248,9 +248,8 @@ class WorkerPool:
             if worker.connection is None and worker.verdict is None:
                 worker.verdict = self.start_error(worker, f"did not report within {START_SECONDS:g} s")
             self.kill(worker, now)
-        if self._listener is not None:
-            for guest in self._listener.overdue(now):
-                self._turn_away(guest, "it stayed silent")
+        if self._door is not None:
+            self._door.expire(now)
 
     # Ending
 
@@ -287,8 +286,8 @@ class WorkerPool:
             worker.close_claims()
         for event in self._events:
             event.worker.close_claims()
-        if self._listener is not None:
-            self._listener.close()
+        if self._door is not None:
+            self._door.close()
         if self._launcher is not None:
             self._launcher.close()
         self._selector.close()
@@ -299,8 +298,8 @@ class WorkerPool:
             with contextlib.suppress(OSError):  # the thread that owns it may have been about to close it
                 worker.close()
                 worker.close_claims()
-        if self._listener is not None:
-            self._listener.close()
+        if self._door is not None:
+            self._door.close()
         if self._launcher is not None:
             self._launcher.abandon()
         self._selector.close()
@@ -312,10 +311,6 @@ class WorkerPool:
         return WorkerStartError(f"A worker {what}.\n  command: {command}\n  its standard error: {said}")
 
     # What the selector reports
-
-    def _woken(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._wake.recv(4096)
 
     def _writable(self, key: selectors.SelectorKey) -> None:
         connection = key.fileobj
@@ -455,36 +450,9 @@ class WorkerPool:
 
     # Workers that connect
 
-    def _knock(self) -> None:
-        assert self._listener is not None
-        if (other := self._listener.in_the_way()) is not None:
-            self._turn_away(other, "too many strangers at a time")
-        guest = self._listener.accept()
-        if guest is not None:
-            self._selector.register(guest, selectors.EVENT_READ, lambda: self._introduce(guest))
-
-    def _introduce(self, guest: Guest) -> None:
-        assert self._listener is not None
-        if guest.fileno() < 0:  # it was turned away in the same round
-            return
-        try:
-            introduced = guest.read(self._listener.key)
-        except BlockingIOError:
-            return
-        except (OSError, ProtocolError) as error:
-            self._turn_away(guest, error)
-            return
-        if introduced is None:
-            return
-        hello, connection, messages = introduced
-        self._selector.unregister(guest)
-        del self._listener.guests[guest.fileno()]
+    def _arrived(self, hello: Hello, connection: Connection) -> None:
         worker = self.workers.get(hello.worker)
-        if worker is None or worker.stopping:
-            connection.close()
-        elif hello.rank > 0:
-            self._rank_failed(worker, connection, messages)
-        elif worker.connection is not None:
+        if worker is None or worker.stopping or worker.connection is not None:
             connection.close()
         else:
             self._welcome(worker, hello, connection)
@@ -505,25 +473,10 @@ class WorkerPool:
         self._connect(worker, connection, None)
         self._events.append(Ready(worker))
 
-    def _rank_failed(self, worker: Worker, connection: Connection, messages: list[Message]) -> None:
-        """A rank other than the first reports an error on a connection of its own."""
-        with contextlib.suppress(OSError):
-            connection.send(WELCOME)
-        if not messages:
-            connection.sock.setblocking(True)
-            connection.sock.settimeout(1.0)
-            with contextlib.suppress(OSError, EOFError):
-                messages = [connection.receive()]
-        connection.close()
-        if messages and messages[0][0][:1] == RANK_ERROR:
-            self._events.append(Heard(worker, messages[:1]))
-
-    def _turn_away(self, guest: Guest, reason: object) -> None:
-        assert self._listener is not None
-        self._selector.unregister(guest)
-        del self._listener.guests[guest.fileno()]
-        guest.sock.close()
-        self._listener.dropped(reason)
+    def _rank_reported(self, hello: Hello, message: Message) -> None:
+        worker = self.workers.get(hello.worker)
+        if worker is not None and message[0][:1] == RANK_ERROR:
+            self._events.append(Heard(worker, [message]))
 
 
 def _working_directory() -> str | None:

@@ -1,0 +1,88 @@
+"""How a task ends: what a worker sent becomes its future's result or exception."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pickle
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
+from typing import Any
+
+from executorlib.standalone.errors import TaskExitError, WorkerDiedError
+from executorlib.standalone.interactive.messages import DONE, EXITED, RANKS_DONE
+from executorlib.standalone.serialize import Payload, load_error
+from executorlib.task_scheduler.interactive.task import Task
+from executorlib.task_scheduler.interactive.worker import Worker
+
+_LOG = logging.getLogger("executorlib")
+
+
+def deliver(task: Task, status: int, data: bytes, buffers: Sequence[Any]) -> None:
+    """Set what a worker sent for a task; it never raises."""
+    try:
+        if status == DONE:  # thousands a second come this way
+            task.future.set_result(pickle.loads(data, buffers=buffers))
+        elif status == RANKS_DONE:
+            task.future.set_result(_load_ranks(Payload(data, buffers)))
+        else:
+            task.future.set_exception(_error(task, status, data))
+    except BaseException as error:
+        _undeliverable(task, error)
+
+
+def fail(task: Task, error: BaseException) -> None:
+    """Set why a task has not come to its end."""
+    with user_code():
+        if isinstance(error, CancelledError) or task.future.cancelled():
+            task.future.put_back()
+            task.future.cancel()
+            task.future.set_running_or_notify_cancel()
+        elif not task.future.done():
+            task.future.set_exception(error)
+
+
+def death(task: Task, worker: Worker) -> WorkerDiedError:
+    """The exception of a task whose worker died while it ran."""
+    said = worker.stderr_tail.decode(errors="replace").strip()
+    return WorkerDiedError(
+        f"{worker!r} died while it ran {task.fn.name}: {worker.cause}"
+        + (f"; its standard error ends with:\n{said}" if said else "")
+    )
+
+
+@contextlib.contextmanager
+def user_code() -> Iterator[None]:
+    """Callbacks of a future belong to the user: whatever they raise must not end the dispatcher."""
+    try:
+        yield
+    except BaseException:
+        _LOG.exception("a callback of a future has failed")
+
+
+def _error(task: Task, status: int, data: bytes) -> BaseException:
+    error = load_error(data)
+    if status != EXITED:
+        return error
+    exit_error = TaskExitError(f"{task.fn.name} raised {error!r}")
+    exit_error.__cause__ = error.__cause__
+    return exit_error
+
+
+def _undeliverable(task: Task, reason: BaseException) -> None:
+    if task.future.done():
+        _LOG.error("a callback of the future of %s has failed", task.fn.name, exc_info=reason)
+        return
+    error = RuntimeError(f"the result of {task.fn.name} cannot be unpickled: {reason!r}")
+    error.__cause__ = reason
+    with user_code():
+        task.future.set_exception(error)
+
+
+def _load_ranks(payload: Payload) -> list[Any]:
+    """The results of all ranks, each a pickle of its own."""
+    results, at = [], 0
+    for data, count in pickle.loads(payload.data):
+        results.append(pickle.loads(data, buffers=payload.buffers[at : at + count]))
+        at += count
+    return results

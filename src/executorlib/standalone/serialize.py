@@ -16,10 +16,12 @@ import io
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from executorlib.standalone.errors import RemoteError, RemoteTraceback
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 OUT_OF_BAND_BYTES = 65536
 """Smaller buffers are copied into the pickle: that is faster, and a snapshot of what the caller gave."""
@@ -79,6 +81,8 @@ def dumps_with_inputs(obj: Any) -> tuple[Payload, list[Future[Any]]]:
     Returns:
         the payload for `loads_with_inputs`, and the futures in the order of their numbers
     """
+    from concurrent.futures import Future  # here: a worker starts sooner without it
+
     inputs: list[Future[Any]] = []
     numbers: dict[int, int] = {}
 

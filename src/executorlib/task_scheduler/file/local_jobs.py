@@ -31,14 +31,8 @@ from executorlib.standalone.cache_outcome import is_ended
 from executorlib.standalone.command import PATH_VARIABLE, mpiexec_command
 from executorlib.standalone.hardware import thread_environment
 from executorlib.standalone.interactive.control import send_request
-from executorlib.standalone.interactive.launcher import (
-    Exited,
-    ForkServer,
-    LauncherLostError,
-    Started,
-    describe_exit,
-    has_fork_server,
-)
+from executorlib.standalone.interactive.events import Exited, LauncherLostError, Started, describe_exit
+from executorlib.standalone.interactive.launcher import ForkServer, has_fork_server
 from executorlib.standalone.processes import is_alive, signal_group
 from executorlib.task_scheduler.file.launcher import (
     Job,

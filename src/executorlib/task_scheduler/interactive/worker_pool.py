@@ -19,15 +19,8 @@ from typing import Any, NamedTuple
 from executorlib.standalone.command import get_command_path
 from executorlib.standalone.errors import WorkerStartError
 from executorlib.standalone.hardware import thread_environment
-from executorlib.standalone.interactive.launcher import (
-    Event,
-    Exited,
-    ForkServer,
-    Launcher,
-    LauncherLostError,
-    Started,
-    make_launcher,
-)
+from executorlib.standalone.interactive.events import Event, Exited, LauncherLostError, Started
+from executorlib.standalone.interactive.launcher import ForkServer, Launcher, make_launcher
 from executorlib.standalone.interactive.listener import Hello
 from executorlib.standalone.interactive.messages import RANK_ERROR, SETUP, STOP, WELCOME, Setup
 from executorlib.standalone.interactive.wire import Connection, Message, ProtocolError

@@ -41,6 +41,10 @@ class Payload(NamedTuple):
         return len(self.data) + sum(memoryview(buffer).nbytes for buffer in self.buffers)
 
 
+PLAIN_TYPES = frozenset({int, float, complex, str, bytes, bool, type(None)})
+"""Types whose pickles need no module, and hold nothing that could be a future or lie in a buffer of its own."""
+
+
 class Numbered(Protocol):
     """Anything that has items with numbers: a list, a dictionary."""
 
@@ -66,6 +70,11 @@ def dumps(obj: Any) -> Payload:
 
     buffers = []
     return Payload(cloudpickle.dumps(obj, protocol=_PROTOCOL, buffer_callback=_collector(buffers)), buffers)
+
+
+def dumps_plain(obj: Any) -> Payload:
+    """As `dumps`, for tuples and dictionaries of `PLAIN_TYPES`: thousands a second come this way."""
+    return Payload(pickle.dumps(obj, _PROTOCOL), ())
 
 
 def loads(payload: Payload) -> Any:

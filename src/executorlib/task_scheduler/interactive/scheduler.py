@@ -28,7 +28,7 @@ from executorlib.standalone.functions import (
 from executorlib.standalone.hardware import gpus
 from executorlib.standalone.interactive.launcher import Launcher
 from executorlib.standalone.resources import Resources
-from executorlib.standalone.serialize import Payload, dumps, dumps_with_inputs
+from executorlib.standalone.serialize import PLAIN_TYPES, Payload, dumps, dumps_plain, dumps_with_inputs
 from executorlib.task_scheduler.base import TaskSchedulerBase
 from executorlib.task_scheduler.interactive.dispatcher import Dispatcher, Policy
 from executorlib.task_scheduler.interactive.map_task import MapResults, MapTask
@@ -368,9 +368,18 @@ class InteractiveScheduler(TaskSchedulerBase):
             return None
 
     def _pickle(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Payload, list[Future[Any]] | None]:
+        if not kwargs:
+            for arg in args:
+                if type(arg) not in PLAIN_TYPES:
+                    break
+            else:
+                return dumps_plain((args, kwargs)), None
         if not self._resolve_inputs:
             return dumps((args, kwargs)), None
-        if not any(isinstance(arg, Future) for arg in args):
+        for arg in args:
+            if isinstance(arg, Future):
+                break
+        else:
             try:
                 return dumps((args, kwargs)), None
             except Exception:  # a future somewhere inside cannot be pickled: look for it

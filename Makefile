@@ -3,6 +3,7 @@
 PYTHON ?=
 VENV ?= .venv
 REPEAT ?= 1
+TEST_PROCESSES ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
@@ -59,7 +60,7 @@ demo: $(VENV)/.demo ## a real sampling run on all cores
 	@$(PY) examples/demo.py
 
 test: $(VENV)/.full ## the test suite (PYTEST_ARGS=...)
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
 
 test-faults: $(VENV)/.full ## the tests of things that break, REPEAT=n times
 	@export FUZZ_INPUTS=$${FUZZ_INPUTS:-100000}; for round in $$(seq 1 $(REPEAT)); do \

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import hypothesis
 import psutil
 import pytest
 
@@ -33,6 +34,11 @@ SOURCES = Path(executorlib.__file__).parent.parent
 SETTLE_SECONDS = 8.0
 SHUTDOWN_SECONDS = 10.0
 _PR_SET_CHILD_SUBREAPER = 36
+
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("any-machine", deadline=None)
+hypothesis.settings.load_profile("any-machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -12,6 +12,7 @@ from executorlib.standalone.interactive.launcher import make_launcher
 
 if TYPE_CHECKING:
     from executorlib.standalone.resources import Resources
+    from executorlib.task_scheduler.interactive.pool import Allotment
 
 
 class SingleNodeExecutor(BaseExecutor):
@@ -75,7 +76,7 @@ class SingleNodeExecutor(BaseExecutor):
         super().__init__(scheduler)
 
 
-def single_node_command(resources: Resources, program: list[str]) -> list[str] | None:
+def single_node_command(resources: Resources, program: list[str], _: Allotment) -> list[str] | None:
     """How a worker is started on this machine: with mpiexec where it has several ranks, else forked."""
     if resources.cores == 1:
         return None

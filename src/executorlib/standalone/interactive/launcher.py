@@ -15,10 +15,12 @@ import socket
 import sys
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from executorlib.standalone.command import get_command_path
 from executorlib.standalone.interactive.control import LENGTH, send_request
+from executorlib.standalone.interactive.wire import Connection
 
 
 class Started(NamedTuple):
@@ -36,9 +38,26 @@ class Exited(NamedTuple):
     cause: str
     """How the process ended, in words: a signal's name or an exit code."""
     clean: bool
+    begun: int | None = None
+    """How many tasks it had begun, where the launcher knows."""
+
+
+class TakenBack(NamedTuple):
+    """What a worker had begun when tasks were taken back from it."""
+
+    worker: int
+    begun: int
+
+
+class NodeLost(NamedTuple):
+    """No worker can be started on a compute node."""
+
+    node: str
+    reason: str
 
 
 Event = Started | StartFailed | Exited
+NodeEvent = TakenBack | NodeLost
 
 
 class LauncherLostError(Exception):
@@ -68,12 +87,23 @@ class Launcher(ABC):
         """Send a signal to a worker's process and all that it has started; nothing if it is gone."""
 
     @abstractmethod
-    def events(self) -> list[Event]:
+    def events(self) -> Sequence[Event | NodeEvent]:
         """What has happened since the last call.
 
         Raises:
             LauncherLostError: nothing more will be heard of any process
         """
+
+    def arrived(self, number: int, connection: Connection) -> bool:
+        """Take over a connection that is no worker's, if it is that of a helper of this launcher; whether it is."""
+        return False
+
+    def deadline(self) -> float | None:
+        """When `expire` wants to be called, on the monotonic clock."""
+        return None
+
+    def expire(self, now: float) -> None:  # noqa: B027  # most launchers wait for nothing
+        """Give up on what has taken too long."""
 
     @abstractmethod
     def close(self) -> None:
@@ -173,7 +203,7 @@ class ForkServer(Launcher):
             stop = LENGTH.size + LENGTH.unpack_from(self._partial)[0]
             if len(self._partial) < stop:
                 break
-            found.append(_event(pickle.loads(self._partial[LENGTH.size : stop])))
+            found.append(event_of(pickle.loads(self._partial[LENGTH.size : stop])))
             self._partial = self._partial[stop:]
         return found
 
@@ -186,14 +216,15 @@ class ForkServer(Launcher):
             os.waitpid(self._pid, 0)
 
 
-def _event(report: tuple[Any, ...]) -> Event:
-    kind, worker, value = report
+def event_of(report: tuple[Any, ...]) -> Event:
+    """What a fork server reports."""
+    kind, worker, value = report[:3]
     if kind == "started":
         return Started(worker, value)
     if kind == "failed":
         return StartFailed(worker, value)
     code = os.waitstatus_to_exitcode(value)
-    return Exited(worker, describe_exit(code), code == 0)
+    return Exited(worker, describe_exit(code), code == 0, *report[3:])
 
 
 class Subprocesses(Launcher):

@@ -189,6 +189,8 @@ def step_command(
         overlap: whether the step may run on CPUs that others use
     """
     command = [srun_path(), f"--ntasks={resources.cores}"]
+    if resources.cores > 1:  # the others would wait for a rank that has died for ever
+        command.append("--kill-on-bad-exit=1")
     threads = resources.threads_per_core or 1
     if threads > 1:
         command.append(f"--cpus-per-task={threads}")

@@ -16,7 +16,7 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from executorlib.standalone.command import get_command_path
 from executorlib.standalone.interactive.control import LENGTH, send_request
@@ -65,7 +65,13 @@ class LauncherLostError(Exception):
 
 
 class Launcher(ABC):
-    """Starts processes for workers. All methods are called by the dispatcher's thread alone."""
+    """Starts processes for workers. All methods are called by the dispatcher's thread alone.
+
+    Attributes:
+        waits_for_ever: whether a worker may have to wait for its start for any time, as a batch job does
+    """
+
+    waits_for_ever: ClassVar[bool] = False
 
     @abstractmethod
     def fileno(self) -> int:

@@ -168,7 +168,7 @@ class WorkerPool:
             worker.deadline = now + START_SECONDS
         else:
             self._execute(worker, launcher, argv or program)
-            worker.deadline = now + START_SECONDS
+            worker.deadline = None if launcher.waits_for_ever else now + START_SECONDS
 
     def _launch(self) -> Launcher:
         if self._launcher is None:

@@ -210,7 +210,7 @@ class SlurmJobs(JobLauncher):
                 directory=folder,
                 command=[sys.executable, get_command_path(program), "--array", listing],
                 resources=first.resources,
-                log=_pattern(folder) + "/%a.log",
+                log=_pattern(folder) + ("/%a.log" if "\\" not in folder else ""),
                 elements=len(jobs),
                 options=self._options(),
                 environment=() if limit is None else ((RUN_TIME_VARIABLE, f"{limit:g}"),),
@@ -351,5 +351,5 @@ def _ranges(elements: Sequence[str]) -> list[str]:
 
 
 def _pattern(path: str) -> str:
-    """A path as sbatch takes it for a log."""
-    return path.replace("\\", "\\\\").replace("%", "%%")
+    """A path as sbatch takes it for a log; one with a backslash it does not take."""
+    return os.devnull if "\\" in path else path.replace("%", "%%")

@@ -60,7 +60,9 @@ demo: $(VENV)/.demo ## a real sampling run on all cores
 	@$(PY) examples/demo.py
 
 test: $(VENV)/.full ## the test suite (PYTEST_ARGS=...)
-	@$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
+	@.ci/slurm status > /dev/null 2>&1 || { started=yes; .ci/slurm start || true; }; \
+	$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS); code=$$?; \
+	[ -z "$$started" ] || .ci/slurm stop > /dev/null 2>&1; exit $$code
 
 test-faults: $(VENV)/.full ## the tests of things that break, REPEAT=n times
 	@export FUZZ_INPUTS=$${FUZZ_INPUTS:-$$((100000 / $(REPEAT)))}; for round in $$(seq 1 $(REPEAT)); do \

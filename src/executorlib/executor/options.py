@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from executorlib.standalone.interactive.launcher import Launcher
+from executorlib.standalone.interactive.launcher import Launcher, make_launcher
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import dumps
 from executorlib.task_scheduler.base import TaskSchedulerBase
+from executorlib.task_scheduler.interactive.pool import ResourcePool
 from executorlib.task_scheduler.interactive.scheduler import InteractiveScheduler, Limits
 from executorlib.task_scheduler.interactive.worker_pool import CommandBuilder, Site
 
@@ -64,14 +65,17 @@ class Options:
         if not self.wait:
             raise ValueError("wait=False leaves jobs behind: only the cluster executors have such jobs.")
 
-    def resources(self) -> Resources:
+    def resources(self, *, template: bool = False) -> Resources:
         """The resources of every call.
+
+        Args:
+            template: whether unknown keys are variables of a submission template
 
         Raises:
             TypeError, pydantic.ValidationError: the resource_dict is wrong
         """
         base = Resources(openmpi_oversubscribe=self.openmpi_oversubscribe, cache_directory=self.cache_directory)
-        return base.updated(self.resource_dict or {})
+        return base.updated(self.resource_dict or {}, template=template)
 
     @property
     def records(self) -> bool:
@@ -89,7 +93,16 @@ def recording_scheduler(options: Options) -> TaskSchedulerBase:
 
 
 def interactive_scheduler(
-    options: Options, command: CommandBuilder, available_cores: int, launcher: Launcher, *, localhost: bool
+    options: Options,
+    command: CommandBuilder,
+    available_cores: int,
+    launcher: Launcher,
+    *,
+    localhost: bool,
+    make_launcher: Callable[[], Launcher] = make_launcher,
+    make_pool: Callable[[int, int | None], ResourcePool] | None = None,
+    gpu_limit: int | None = None,
+    template: bool = False,
 ) -> TaskSchedulerBase:
     """The scheduler of live workers for some options.
 
@@ -99,6 +112,10 @@ def interactive_scheduler(
         available_cores: cores that the workers may use where the options set no limit
         launcher: starts the processes
         localhost: whether all workers run on this machine, unless the options say so
+        make_launcher: makes another launcher where this one is lost
+        make_pool: as in `InteractiveScheduler`
+        gpu_limit: as in `InteractiveScheduler`
+        template: whether unknown keys of the resource_dict are variables of a submission template
     """
     if options.records:
         launcher.close()
@@ -106,7 +123,7 @@ def interactive_scheduler(
     here = localhost if options.hostname_localhost is None else options.hostname_localhost
     init = dumps(options.init_function) if options.init_function is not None else None
     return InteractiveScheduler(
-        options.resources(),
+        options.resources(template=template),
         Limits(options.max_workers, options.max_cores, available_cores),
         Site(
             command,
@@ -114,10 +131,13 @@ def interactive_scheduler(
             hostname_localhost=options.hostname_localhost,
             keep=options.block_allocation,
             init_function=init,
+            make_launcher=make_launcher,
         ),
         launcher,
         keep=options.block_allocation,
         restart_limit=options.restart_limit,
         resolve_inputs=not options.disable_dependencies,
         log_obj_size=options.log_obj_size,
+        make_pool=make_pool,
+        gpu_limit=gpu_limit,
     )

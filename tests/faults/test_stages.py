@@ -102,6 +102,18 @@ def test_while_starting(make_executor: MakeExecutor, end: Any, words: str) -> No
             assert words in str(error)
 
 
+@pytest.mark.kinds("block", "block-spawned")
+def test_between_two_calls(make_executor: MakeExecutor) -> None:
+    """A call that was sent to a worker and had not begun when it was killed is not to blame: it runs elsewhere."""
+    with make_executor(max_workers=1) as exe:
+        pid = exe.submit(tasks.pid).result(40)
+        os.kill(pid, signal.SIGSTOP)
+        future = exe.submit(tasks.add, 1, 1)
+        time.sleep(0.1)
+        os.kill(pid, signal.SIGKILL)
+        assert future.result(40) == 2
+
+
 @ALL
 def test_while_sending_100_megabytes(make_executor: MakeExecutor) -> None:
     """The program reads as fast as it can: killed at several moments, the whole array comes or the death is told."""

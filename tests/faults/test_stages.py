@@ -126,7 +126,8 @@ def test_while_sending_100_megabytes(make_executor: MakeExecutor) -> None:
             assert error is None or (isinstance(error, WorkerDiedError) and "SIGKILL" in str(error))
             if error is None:
                 assert len(future.result()) == 100_000_000
-        assert exe.submit(tasks.add, 1, 1).result(40) == 2
+        if exe.submit(tasks.add, 1, 1).exception(40) is not None:  # its worker is the last of the deadly ones
+            assert exe.submit(tasks.add, 1, 1).result(40) == 2
     assert ended[False] >= 1, "none was killed in time"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.machinery
 import os
 import select
 import signal
@@ -32,6 +33,7 @@ class ForkServer:
         self._unsent = bytearray()  # reports that the program has no time for: it may be waiting for this process
         self._pids: dict[int, int] = {}  # worker -> pid
         self._workers: dict[int, int] = {}  # pid -> worker
+        self._knows_the_folders = False
         self._programs: set[int] = set()  # workers that another program was executed for
         self._child_exits, self._wake = os.pipe()
         os.set_blocking(self._child_exits, False)
@@ -75,9 +77,20 @@ class ForkServer:
             if kind == "exec":
                 self._programs.add(worker)
             self._report("started", worker, pid)
+            self._know_the_folders()
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _know_the_folders(self) -> None:
+        """List the folders of sys.path, once instead of in each worker that imports something.
+
+        A worker sees by a folder's time whether its list is out of date. Not before the first worker: it would wait.
+        """
+        if not self._knows_the_folders:
+            self._knows_the_folders = True
+            importlib.machinery.PathFinder.find_spec("executorlib_looks_around")
+            gc.freeze()
 
     def _become(self, request: tuple[Any, ...], fds: list[int]) -> NoReturn:
         """In the child: turn into what was asked for."""

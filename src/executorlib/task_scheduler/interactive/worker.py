@@ -43,6 +43,7 @@ class Worker:
         stopping: it was told to stop, or is to be told when its queue is empty
         verdict: why it is ended, an exception for the task that runs
         accused: number of the task that the verdict is for; None for whichever runs
+        full: it has as much to do as it should, until it is heard of
         worked: it has brought a result
         has_begun: number of the task that it began last, where its tasks cannot be taken back
         remote: an agent on another node has forked it, and answers for it
@@ -75,6 +76,7 @@ class Worker:
         self.clean = False
         self.accused: int | None = None
         self.doomed = False
+        self.full = False
         self.worked = False
         self.has_begun = 0
         self.remote = False
@@ -167,7 +169,12 @@ class Worker:
     def _pop(self, count: int) -> list[Task]:
         tasks = [self.queue.pop() for _ in range(min(count, len(self.queue)))]
         self.backlog = sum(task.estimate for task in self.queue)
+        self.full = False
         return tasks[::-1]
+
+    def is_able(self) -> bool:
+        """Whether it can be sent tasks."""
+        return self.connection is not None and not (self.stopping or self.closed or self.doomed)
 
     def is_late(self, now: float) -> bool:
         """Whether its task takes longer than was thought, so that nothing should be sent to wait behind it."""

@@ -29,7 +29,7 @@ class Queue(JobLauncher):
 
     def __init__(self) -> None:
         self.jobs: dict[int, Job] = {}
-        self.cancelled: list[int] = []
+        self.cancelled: list[int | str] = []
         self.left: list[LeftJob] = []
         self.news: list[JobChange] = []
         self.asked = 0
@@ -54,7 +54,7 @@ class Queue(JobLauncher):
     def deadline(self) -> float | None:
         return time.monotonic() + 0.05 if self.jobs or self.running else None
 
-    def cancel(self, job: int) -> None:
+    def cancel(self, job: int | str) -> None:
         self.cancelled.append(job)
 
     @property

@@ -143,6 +143,24 @@ def test_a_map_is_an_array(make_cluster: Make, cache: Path, tmp_path: Path) -> N
     assert left_in(cache) == []
 
 
+@pytest.mark.parametrize("cores", [1, 2])
+def test_elements_have_working_directories_of_their_own(make_cluster: Make, cache: Path, cores: int) -> None:
+    if cores > 1:
+        needs_mpi()
+    with make_cluster(pmi_mode="pmi2", resource_dict={"cores": cores}) as exe:
+        found = list(exe.map(_note_here, range(3)))
+    places = [each if cores == 1 else each[0] for each in found]
+    assert sorted(place for place in left_in(cache) if not place.endswith(".log")) == sorted(
+        os.path.basename(place) for place in places
+    )
+    assert [Path(place, "note").read_text() for place in places] == ["0", "1", "2"]
+
+
+def _note_here(i: int) -> str:
+    Path("note").write_text(str(i))
+    return os.getcwd()
+
+
 def test_an_element_that_breaks_fails_its_own_future(make_cluster: Make) -> None:
     with make_cluster() as exe:
         results = exe.map(_kill_three, range(6))
@@ -251,8 +269,7 @@ def test_a_configuration_of_pysqa(make_cluster: Make, tmp_path: Path) -> None:
         "queue_type: SLURM\nqueue_primary: short\nqueues:\n  short: {cores_max: 2, cores_min: 1, script: short.sh}\n"
     )
     (config / "short.sh").write_text(
-        "#!/bin/bash\n#SBATCH --ntasks={{cores}}\nexport FROM_TEMPLATE={{greeting}}\n\n"
-        "{{command}}\n"
+        "#!/bin/bash\n#SBATCH --ntasks={{cores}}\nexport FROM_TEMPLATE={{greeting}}\n\n{{command}}\n"
     )
     with (
         make_cluster(pysqa_config_directory=str(config)) as exe,

@@ -46,7 +46,7 @@ TEMPLATE = """\
 {%- if memory_max %}
 #SBATCH --mem={{memory_max}}G
 {%- endif %}
-{%- if priority %}
+{%- if priority < 0 %}
 #SBATCH --nice={{ -priority }}
 {%- endif %}
 {%- if num_nodes %}

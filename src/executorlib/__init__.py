@@ -6,9 +6,11 @@ arguments of the function.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+# A type checker takes the name for true; typing itself would be a large part of the import.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from executorlib.executor.base import BaseExecutor
     from executorlib.executor.single import SingleNodeExecutor
     from executorlib.executor.slurm import SlurmClusterExecutor, SlurmJobExecutor

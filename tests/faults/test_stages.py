@@ -314,13 +314,14 @@ def test_what_the_program_ends_is_not_tried_again(make_executor: MakeExecutor, t
 
     def note_and_sleep(name: str) -> None:
         tasks.append(tmp_path / name, "ran")
+        tasks.touch(tmp_path / f"{name} is noted")
         time.sleep(600)
 
     with make_executor(max_workers=1, restart_limit=3) as exe:
         limited = exe.submit(note_and_sleep, "limited", resource_dict={"run_time_max": 1})
         assert isinstance(limited.exception(40), TimeoutError)
         running = exe.submit(note_and_sleep, "cancelled")
-        tasks.wait_for(tmp_path / "cancelled")
+        tasks.wait_for(tmp_path / "cancelled is noted")
         assert exe.cancel(running)
         assert exe.submit(tasks.add, 1, 1).result(40) == 2
         assert running.cancelled()

@@ -18,7 +18,7 @@ from file_fixtures import MakeCluster as Make
 
 from conftest import Eventually, Script, StartScript
 from executorlib import get_future_from_cache, terminate_task_in_cache, terminate_tasks_in_cache
-from executorlib.standalone.cache_watch import TaskRemovedError
+from executorlib.standalone.cache_watch import TaskLostError, TaskRemovedError
 
 cache, make_cluster, files = FIXTURES
 
@@ -258,6 +258,28 @@ def test_a_task_is_terminated(make_cluster: Make, tmp_path: Path, cache: Path, e
         eventually(lambda: not psutil.pid_exists(int(pid_file.read_text())))
     with pytest.raises(FileNotFoundError, match=r"long_i\.h5"):
         terminate_task_in_cache(str(cache), "long")
+
+
+def test_who_waits_for_a_task_of_others_hears_of_its_death(
+    start_script: StartScript, tmp_path: Path, cache: Path, eventually: Eventually
+) -> None:
+    """The program that submitted it is gone too, so that nobody else would say so."""
+    pid_file = tmp_path / "pid"
+    program = start_script(
+        PRELUDE + "with TestClusterExecutor(cache_directory=cache) as exe:\n"
+        "    exe.submit(file_tasks.pid_and_hold, here('pid'), resource_dict={'cache_key': 'lost'}).result()\n",
+        str(cache),
+        str(tmp_path),
+    )
+    eventually(lambda: pid_file.exists() and pid_file.read_text(), 30)
+    waiting = get_future_from_cache(str(cache), "lost")
+    program.kill()
+    program.wait(10)
+    time.sleep(1.5)
+    assert not waiting.done()
+    os.kill(int(pid_file.read_text()), signal.SIGKILL)
+    with pytest.raises(TaskLostError, match=r"lost .* has ended without a result"):
+        waiting.result(timeout=15)
 
 
 def test_all_tasks_are_terminated(make_cluster: Make, tmp_path: Path, cache: Path, eventually: Eventually) -> None:

@@ -158,6 +158,7 @@ def test_an_exception_cancels_the_rest(make_executor: MakeExecutor, tmp_path: Pa
         results = exe.map(tasks.fail_or_wait, [tmp_path] * 50, range(50))
         with pytest.raises(LookupError, match="the first"):
             list(results)
+        assert len(exe) == 0  # and so the executor has heard of it
         (tmp_path / "go").touch()
         assert exe.submit(tasks.add, 1, 1).result() == 2
     assert len(list(tmp_path.glob("ran*"))) < 49

@@ -644,3 +644,34 @@ def test_without_h5py_a_file_of_the_hdf5_library_names_the_cure(path: str, monke
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(CacheFileError, match=r"executorlib\[cache\]"):
         hdf.get_output(path)
+
+
+def test_a_crash_of_the_hdf5_library_is_an_unreadable_file(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It crashes on some damaged files; which ones depends on its version, so here it is made to."""
+    write_with_h5py(path, output=1)
+    good = str(tmp_path / "good_o.h5")
+    write_with_h5py(good, output=2)
+    (tmp_path / "sitecustomize.py").write_text("import os, h5py\nh5py.h5f.open = lambda *args, **kwargs: os.abort()\n")
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path))
+        with pytest.raises(CacheFileError, match="died of it: SIGABRT"):
+            hdf.get_output(path)
+    assert hdf.get_output(good) == (True, True, 2)
+
+
+def test_files_of_the_hdf5_library_are_read_in_a_forked_child_too(script: Script, path: str) -> None:
+    write_with_h5py(path, output=1)
+    done = script(
+        "import os, sys\n"
+        "from executorlib.standalone import hdf\n"
+        "assert hdf.get_output(sys.argv[1])[2] == 1\n"
+        "child = os.fork()\n"
+        "assert hdf.get_output(sys.argv[1])[2] == 1\n"
+        "if child:\n"
+        "    assert os.waitpid(child, 0)[1] == 0\n",
+        path,
+        flags=("-W", "error"),
+    )
+    assert done.returncode == 0, done.stderr

@@ -176,8 +176,6 @@ def main(fd: int) -> None:
     (sys.path[:],), _ = receive_request(control)
     server = ForkServer(control)
     # What nearly every worker needs, once instead of in each.
-    import inspect  # noqa: F401
-
     import executorlib.backend.worker
     import executorlib.standalone.functions  # noqa: F401
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import queue
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Executor
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import queue
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from concurrent.futures import Future
+    from typing import Any
+
     from executorlib.task_scheduler.base import TaskSchedulerBase
 
 

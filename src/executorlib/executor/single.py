@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
 from executorlib.executor.base import BaseExecutor
 from executorlib.standalone.command import mpiexec_command
 from executorlib.standalone.hardware import usable_cpus
 from executorlib.standalone.interactive.launcher import make_launcher
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from executorlib.standalone.resources import Resources
     from executorlib.task_scheduler.interactive.pool import Allotment
 

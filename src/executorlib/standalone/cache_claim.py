@@ -78,6 +78,15 @@ def holder(paths: CachePaths) -> Claim | None:
     return None
 
 
+def state(paths: CachePaths) -> bool | None:
+    """Whether the process that is noted for the task lives, which is supposed of one elsewhere; None without a note."""
+    text = _text(paths)
+    if text is None:
+        return None
+    space, pid, mark = [*text.split("-"), "", ""][:3]
+    return space != process_space() or (pid.isdigit() and is_alive(int(pid)) and start_mark(int(pid)) == mark)
+
+
 def was_taken_by(paths: CachePaths, pid: int) -> bool:
     """Whether the note names this process, living or not."""
     text = _text(paths)

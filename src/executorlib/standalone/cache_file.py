@@ -8,14 +8,14 @@ notifications: network file systems have neither, or have them broken.
 from __future__ import annotations
 
 import errno
+import importlib.util
 import itertools
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
 from executorlib.standalone import hdf5_image, temporary_file
 from executorlib.standalone.cache_trust import open_trusted
+from executorlib.standalone.hdf5_library import Wanted
 
 Chunks = Sequence[bytes | bytearray | memoryview]
 """The bytes of one dataset, in pieces: a pickled array is not copied once more to stand in one piece."""
@@ -44,7 +44,7 @@ def read(path: str, names: Collection[str]) -> dict[str, bytes]:
         FileNotFoundError: there is no such file.
         CacheFileError: the file cannot be opened, or is not a whole HDF5 file of byte strings.
     """
-    found = _datasets(path, lambda name, size: name in names)
+    found = _datasets(path, Wanted(tuple(names)))
     return {name: content for name, content in found.items() if content is not None}
 
 
@@ -54,14 +54,10 @@ def read_all(path: str, largest: int | None = None) -> dict[str, bytes | None]:
     Raises:
         FileNotFoundError, CacheFileError: as `read` does.
     """
-    return _datasets(path, lambda name, size: largest is None or size <= largest)
+    return _datasets(path, Wanted(largest=largest))
 
 
-_Wanted = Callable[[str, int], bool]
-"""Whether the content of a dataset is to be read, by its name and its number of bytes."""
-
-
-def _datasets(path: str, wanted: _Wanted) -> dict[str, bytes | None]:
+def _datasets(path: str, wanted: Wanted) -> dict[str, bytes | None]:
     try:
         return _read_once(path, wanted)
     except OSError as error:
@@ -71,7 +67,7 @@ def _datasets(path: str, wanted: _Wanted) -> dict[str, bytes | None]:
         return _read_once(path, wanted)
 
 
-def _read_once(path: str, wanted: _Wanted) -> dict[str, bytes | None]:
+def _read_once(path: str, wanted: Wanted) -> dict[str, bytes | None]:
     try:
         descriptor = open_trusted(path)
     except FileNotFoundError:
@@ -92,7 +88,7 @@ def _unreadable(path: str, error: OSError) -> OSError:
     return CacheFileError.because(path, error.strerror or error)
 
 
-def _read_descriptor(path: str, descriptor: int, wanted: _Wanted) -> dict[str, bytes | None]:
+def _read_descriptor(path: str, descriptor: int, wanted: Wanted) -> dict[str, bytes | None]:
     head = os.read(descriptor, _HEAD_BYTES)
     size = len(head) if len(head) < _HEAD_BYTES else os.fstat(descriptor).st_size
     try:
@@ -102,9 +98,10 @@ def _read_descriptor(path: str, descriptor: int, wanted: _Wanted) -> dict[str, b
     if spans is None:
         if hdf5_image.SIGNATURE not in head:
             raise CacheFileError.because(path, "no HDF5 file" if head else "empty")
-        return _read_with_h5py(path, descriptor, wanted)
+        return _read_library_file(path, descriptor, wanted)
     return {
-        name: _read_span(descriptor, head, span) if wanted(name, span.size) else None for name, span in spans.items()
+        name: _read_span(descriptor, head, span) if wanted.has(name, span.size) else None
+        for name, span in spans.items()
     }
 
 
@@ -123,57 +120,17 @@ def _read_span(descriptor: int, head: bytes, span: hdf5_image.Span) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _read_with_h5py(path: str, descriptor: int, wanted: _Wanted) -> dict[str, bytes | None]:
+def _read_library_file(path: str, descriptor: int, wanted: Wanted) -> dict[str, bytes | None]:
     """What the HDF5 library finds in a file that it wrote itself."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise CacheFileError.because(path, "h5py is needed: pip install 'executorlib[cache]'") from error
+    if importlib.util.find_spec("h5py") is None:
+        raise CacheFileError.because(path, "h5py is needed: pip install 'executorlib[cache]'")
+    from executorlib.standalone.hdf5_process import read_apart
+
     # h5py raises whatever the damaged spot in the file leads it to: OSError, RuntimeError, KeyError, ValueError, ...
     try:
-        with _opened_with_h5py(path, descriptor) as file:
-            group = h5py.h5g.open(file.id, b"/")
-            return {name.decode(): _dataset(h5py.h5d.open(group, name), name.decode(), wanted) for name in group}
+        return read_apart(path, descriptor, wanted)
     except Exception as error:
         raise CacheFileError.because(path, error) from error
-
-
-@contextmanager
-def _opened_with_h5py(path: str, descriptor: int) -> Iterator[Any]:
-    import h5py
-
-    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    try:
-        # Some network file systems refuse locks, others wait for them for ever.
-        access.set_file_locking(False, True)
-        # By its descriptor where that is possible: the name may by now stand for another file.
-        opened = f"/proc/self/fd/{descriptor}"
-        name = opened if os.path.exists(opened) else path
-        file = h5py.File(h5py.h5f.open(os.fsencode(name), h5py.h5f.ACC_RDONLY, fapl=access))
-    except Exception:
-        # HDF5 cannot do without locks before 1.10.7, and never if this process has the file open with locks.
-        file = None
-    if file is not None:
-        with file:
-            yield file
-        return
-    # Through Python's own file object, which takes twice the time and no locks.
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    with os.fdopen(os.dup(descriptor), "rb") as stream, h5py.File(stream, "r") as file:
-        yield file
-
-
-def _dataset(dataset: Any, name: str, wanted: _Wanted) -> bytes | None:
-    import h5py
-    import numpy as np
-
-    if dataset.dtype != np.uint8:
-        raise ValueError(f"the dataset {name!r} does not hold bytes")
-    if not wanted(name, dataset.get_space().get_simple_extent_npoints()):
-        return None
-    content = np.empty(dataset.shape, np.uint8)
-    dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, content)
-    return content.tobytes()
 
 
 def write(path: str, datasets: Mapping[str, Chunks], *, flush: bool = True) -> None:

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from executorlib.standalone import cache_claim
 from executorlib.standalone.cache_file import CacheFileError
 from executorlib.standalone.cache_paths import CachePaths
+from executorlib.standalone.errors import ExplainedError
 
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 1.0
 _PAUSE_GROWTH = 1.5
 # A network file system may show a file that is being renamed under neither name.
 _LOOKS_BEFORE_GONE = 3
+# A task whose process has ended may be about to be removed, or to run again.
+_LOST_SECONDS = 1.0
 
 
-class TaskRemovedError(RuntimeError):
+class TaskRemovedError(ExplainedError):
     """The files of a task have been removed from the cache before it ended."""
+
+
+class TaskLostError(ExplainedError):
+    """The process of a task has ended without a result."""
 
 
 def future_of(cache_directory: str, cache_key: str) -> Future[Any]:
@@ -42,6 +51,8 @@ class _Watched:
     key: str
     future: Future[Any]
     looks_without_files: int = 0
+    had_process: bool = False
+    lost_at: float | None = None
 
     def is_present(self) -> bool:
         return os.path.exists(self.paths.input) or os.path.exists(self.paths.running)
@@ -66,18 +77,34 @@ class _Watched:
         return ended
 
     def look(self) -> bool:
-        """As `try_to_end`, and end the future of a task whose files are gone."""
+        """As `try_to_end`, and end the future of a task whose files are gone, or whose process is."""
         present = self.is_present()
+        self._look_for_process()
         if self.try_to_end():
             return True
         self.looks_without_files = 0 if present else self.looks_without_files + 1
-        if self.looks_without_files < _LOOKS_BEFORE_GONE:
+        error: RuntimeError
+        if self.looks_without_files >= _LOOKS_BEFORE_GONE:
+            error = TaskRemovedError(f"task {self.key} has been removed from {self.paths.directory} before it ended")
+        elif self.lost_at is not None and time.monotonic() - self.lost_at > _LOST_SECONDS:
+            error = TaskLostError(
+                f"the process of task {self.key} in {self.paths.directory} has ended without a result: it was killed, "
+                "or died. It runs again when the same call is submitted again."
+            )
+        else:
             return False
         if self.future.set_running_or_notify_cancel():
-            self.future.set_exception(
-                TaskRemovedError(f"task {self.key} has been removed from {self.paths.directory} before it ended")
-            )
+            self.future.set_exception(error)
         return True
+
+    def _look_for_process(self) -> None:
+        """See whether the task is still run; before it has a process it waits for its turn."""
+        alive = cache_claim.state(self.paths)
+        self.had_process = self.had_process or alive is not None
+        if alive or not self.had_process:
+            self.lost_at = None
+        elif self.lost_at is None:
+            self.lost_at = time.monotonic()
 
 
 class _Watcher:

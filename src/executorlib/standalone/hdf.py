@@ -201,8 +201,9 @@ def get_future_from_cache(cache_directory: str, cache_key: str) -> Future[Any]:
 
     Returns:
         A future that has ended if the task has, and ends when the task does, with its result or its exception; with
-        CacheFileError if the output cannot be read, and with a RuntimeError if the task is removed from the cache.
-        To cancel it only ends the waiting: the task is another program's.
+        CacheFileError if the output cannot be read, and with a RuntimeError if the task is removed from the cache, or
+        its process has ended on this machine without a result. To cancel it only ends the waiting: the task is
+        another program's.
 
     Raises:
         FileNotFoundError: the cache has neither an input nor an output file of this key.

@@ -14,7 +14,10 @@ from __future__ import annotations
 import pickle
 import socket
 import struct
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 LENGTH = struct.Struct("<I")
 _MAX_FDS = 4

@@ -9,59 +9,22 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import queue
 import signal
 import socket
 import sys
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
 
 from executorlib.standalone.command import get_command_path
 from executorlib.standalone.interactive.control import LENGTH, send_request
-from executorlib.standalone.interactive.wire import Connection
 
+# Nothing is imported here that the start of the fork server can do without: all else is imported while it starts.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any, ClassVar
 
-class Started(NamedTuple):
-    worker: int
-    pid: int
-
-
-class StartFailed(NamedTuple):
-    worker: int
-    reason: str
-
-
-class Exited(NamedTuple):
-    worker: int
-    cause: str
-    """How the process ended, in words: a signal's name or an exit code."""
-    clean: bool
-    begun: int | None = None
-    """How many tasks it had begun, where the launcher knows."""
-
-
-class TakenBack(NamedTuple):
-    """What a worker had begun when tasks were taken back from it."""
-
-    worker: int
-    begun: int
-
-
-class NodeLost(NamedTuple):
-    """No worker can be started on a compute node."""
-
-    node: str
-    reason: str
-
-
-Event = Started | StartFailed | Exited
-NodeEvent = TakenBack | NodeLost
-
-
-class LauncherLostError(Exception):
-    """The fork server has died, and with it the knowledge of its children."""
+    from executorlib.standalone.interactive.events import Event, NodeEvent
+    from executorlib.standalone.interactive.wire import Connection
 
 
 class Launcher(ABC):
@@ -118,19 +81,6 @@ class Launcher(ABC):
     @abstractmethod
     def abandon(self) -> None:
         """In a child of the program: give back the descriptors, and let the program's processes be."""
-
-
-def describe_exit(code: int) -> str:
-    """An exit code as `subprocess` gives it, in words."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    if -code == 9:
-        return f"{name}, as the kernel sends it when memory runs out"
-    return name
 
 
 class ForkServer(Launcher):
@@ -195,6 +145,8 @@ class ForkServer(Launcher):
             send_request(self._control, ("kill", worker, int(signum)))
 
     def events(self) -> list[Event]:
+        from executorlib.standalone.interactive.events import LauncherLostError
+
         try:
             data = self._control.recv(65536, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -224,6 +176,8 @@ class ForkServer(Launcher):
 
 def event_of(report: tuple[Any, ...]) -> Event:
     """What a fork server reports."""
+    from executorlib.standalone.interactive.events import Exited, Started, StartFailed, describe_exit
+
     kind, worker, value = report[:3]
     if kind == "started":
         return Started(worker, value)
@@ -233,102 +187,8 @@ def event_of(report: tuple[Any, ...]) -> Event:
     return Exited(worker, describe_exit(code), code == 0, *report[3:])
 
 
-class Subprocesses(Launcher):
-    """Starts processes from the program itself, where there is no fork server: macOS and Windows.
-
-    A thread waits for each process. A worker learns of the program's end by its standard input, a pipe that closes.
-    """
-
-    def __init__(self) -> None:
-        import subprocess
-
-        self._popen = subprocess.Popen
-        self._subprocess = subprocess
-        self._processes: dict[int, Any] = {}
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-
-    def fileno(self) -> int:
-        return self._reader.fileno()
-
-    def execute(
-        self,
-        worker: int,
-        argv: list[str],
-        environment: dict[str, str],
-        cwd: str | None,
-        stderr: int | None,
-    ) -> None:
-        try:
-            process = self._popen(
-                argv,
-                env={**environment, "EXECUTORLIB_LIFELINE": "1"},
-                cwd=cwd,
-                stdin=self._subprocess.PIPE,
-                stderr=stderr,
-                start_new_session=True,
-            )
-        except OSError as error:
-            self._tell(StartFailed(worker, str(error)))
-            return
-        self._processes[worker] = process
-        self._tell(Started(worker, process.pid))
-        threading.Thread(target=self._wait, args=(worker, process), name="executorlib-wait", daemon=True).start()
-
-    def kill(self, worker: int, signum: int = signal.SIGTERM) -> None:
-        process = self._processes.get(worker)
-        if process is None or process.poll() is not None:
-            return
-        with contextlib.suppress(OSError):
-            if hasattr(os, "killpg"):
-                os.killpg(process.pid, signum)
-            else:
-                process.terminate()
-
-    def events(self) -> list[Event]:
-        with contextlib.suppress(BlockingIOError):
-            self._reader.recv(4096)
-        found = []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                event = self._events.get_nowait()
-                if isinstance(event, Exited):
-                    self._processes.pop(event.worker, None)
-                found.append(event)
-        return found
-
-    def close(self) -> None:
-        for worker in list(self._processes):
-            self.kill(worker, getattr(signal, "SIGKILL", signal.SIGTERM))
-        for process in self._processes.values():
-            process.wait()
-            process.stdin.close()
-        self._reader.close()
-        self._writer.close()
-
-    def abandon(self) -> None:
-        for process in list(self._processes.values()):
-            process.stdin.close()
-        self._reader.close()
-        self._writer.close()
-
-    def _wait(self, worker: int, process: Any) -> None:
-        code = process.wait()
-        if code != 0 and hasattr(os, "killpg"):  # what the task had started does not outlive its violent end
-            with contextlib.suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL)
-        process.stdin.close()
-        self._tell(Exited(worker, describe_exit(code), code == 0))
-
-    def _tell(self, event: Event) -> None:
-        self._events.put(event)
-        with contextlib.suppress(OSError):
-            self._writer.send(b"x")
-
-
 @contextlib.contextmanager
-def _output() -> Any:
+def _output() -> Iterator[tuple[int, int]]:
     """The program's standard output and error now, or nowhere if it has closed them."""
     opened: list[int] = []
 
@@ -376,4 +236,8 @@ def has_fork_server() -> bool:
 
 def make_launcher() -> Launcher:
     """A launcher for this platform."""
-    return ForkServer() if has_fork_server() else Subprocesses()
+    if has_fork_server():
+        return ForkServer()
+    from executorlib.standalone.interactive.subprocesses import Subprocesses
+
+    return Subprocesses()

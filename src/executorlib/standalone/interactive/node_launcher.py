@@ -23,17 +23,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from executorlib.standalone.command import get_command_path
-from executorlib.standalone.interactive.launcher import (
+from executorlib.standalone.interactive.events import (
     Event,
     Exited,
-    Launcher,
     LauncherLostError,
     NodeEvent,
     NodeLost,
     StartFailed,
     TakenBack,
-    event_of,
 )
+from executorlib.standalone.interactive.launcher import Launcher, event_of
 from executorlib.standalone.interactive.messages import WELCOME
 from executorlib.standalone.interactive.wire import Connection
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from executorlib.standalone.errors import ExecutorlibSocketError, WorkerDiedError, WorkerStartError
-from executorlib.standalone.interactive.launcher import describe_exit
+from executorlib.standalone.interactive.events import describe_exit
 from executorlib.standalone.interactive.line import Line
 
 if TYPE_CHECKING:

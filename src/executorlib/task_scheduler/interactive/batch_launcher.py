@@ -19,7 +19,8 @@ import time
 from executorlib.standalone import slurm_queue
 from executorlib.standalone.cache_paths import array_directory
 from executorlib.standalone.cache_trust import make_private_directory
-from executorlib.standalone.interactive.launcher import Event, Exited, Launcher, Started, StartFailed
+from executorlib.standalone.interactive.events import Event, Exited, Started, StartFailed
+from executorlib.standalone.interactive.launcher import Launcher
 from executorlib.standalone.interactive.listener import key_variable
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.slurm_queue import JobStatus

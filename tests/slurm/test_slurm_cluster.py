@@ -21,8 +21,7 @@ from executorlib import (
     get_future_from_cache,
     terminate_task_in_cache,
 )
-from executorlib.standalone.errors import WorkerDiedError
-from executorlib.task_scheduler.file.batch_script import SubmissionError
+from executorlib.standalone.errors import SubmissionError, WorkerDiedError
 
 slurm_conf, in_slurm, *_ = FIXTURES
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(90)]

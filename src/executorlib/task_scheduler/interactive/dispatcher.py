@@ -22,7 +22,7 @@ from typing import Any
 
 from executorlib.standalone.errors import WorkerDiedError
 from executorlib.standalone.interactive.launcher import Launcher
-from executorlib.standalone.interactive.messages import RANK_ERROR, RESULT_HEAD
+from executorlib.standalone.interactive.messages import BEGUN, BEGUN_HEAD, RANK_ERROR, RESULT_HEAD
 from executorlib.standalone.interactive.wire import Message
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.select import will_end
@@ -457,6 +457,9 @@ class Dispatcher:
             if body[:1] == RANK_ERROR:
                 self._rank_failed(worker, body[1:])
                 continue
+            if body[:1] == BEGUN:
+                worker.has_begun = BEGUN_HEAD.unpack_from(body)[1]
+                continue
             _, status, number, _, seconds = RESULT_HEAD.unpack_from(body)
             task = queue.popleft()
             worked = True
@@ -518,6 +521,8 @@ class Dispatcher:
         # Only the first was running: a worker whose tasks cannot be taken back has the others still in its queue.
         # And a task whose time was up may have ended just before its worker: then nobody is to blame.
         blamed = queue[:1] if worker.accused in (None, queue[0].number) else []
+        if error is None and worker.worked and not worker.gives_back and worker.has_begun != queue[0].number:
+            blamed = []  # the worker was killed while idle, or so short a time before that it had not begun
         for task in reversed(queue[len(blamed) :]):
             task.worker = None
             task.future.put_back()

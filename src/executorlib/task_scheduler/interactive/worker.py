@@ -44,6 +44,7 @@ class Worker:
         verdict: why it is ended, an exception for the task that runs
         accused: number of the task that the verdict is for; None for whichever runs
         worked: it has brought a result
+        has_begun: number of the task that it began last, where its tasks cannot be taken back
         remote: an agent on another node has forked it, and answers for it
         sent: how many tasks it was sent in all, where they can be taken back through its agent
         asked: whether they are being taken back: until the agent's answer it gets no more
@@ -75,6 +76,7 @@ class Worker:
         self.accused: int | None = None
         self.doomed = False
         self.worked = False
+        self.has_begun = 0
         self.remote = False
         self.sent: int | None = None
         self.asked = False

@@ -21,8 +21,7 @@ from executorlib import (
     get_future_from_cache,
     terminate_task_in_cache,
 )
-from executorlib.standalone.errors import WorkerDiedError
-from executorlib.task_scheduler.file.batch_script import SubmissionError
+from executorlib.standalone.errors import SubmissionError, WorkerDiedError
 
 slurm_conf, in_slurm, *_ = FIXTURES
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(90)]
@@ -141,6 +140,24 @@ def test_a_map_is_an_array(make_cluster: Make, cache: Path, tmp_path: Path) -> N
     assert sorted(int(value) for value, _ in lines) == list(range(60)), "each ran once"
     assert len({element for _, element in lines}) < 60, "elements have helped others"
     assert left_in(cache) == []
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_elements_have_working_directories_of_their_own(make_cluster: Make, cache: Path, cores: int) -> None:
+    if cores > 1:
+        needs_mpi()
+    with make_cluster(pmi_mode="pmi2", resource_dict={"cores": cores}) as exe:
+        found = list(exe.map(_note_here, range(3)))
+    places = [each if cores == 1 else each[0] for each in found]
+    assert sorted(place for place in left_in(cache) if not place.endswith(".log")) == sorted(
+        os.path.basename(place) for place in places
+    )
+    assert [Path(place, "note").read_text() for place in places] == ["0", "1", "2"]
+
+
+def _note_here(i: int) -> str:
+    Path("note").write_text(str(i))
+    return os.getcwd()
 
 
 def test_an_element_that_breaks_fails_its_own_future(make_cluster: Make) -> None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from executorlib.standalone.command import PATH_VARIABLE
+from executorlib.standalone.errors import SubmissionError
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.slurm import step_command
 
@@ -46,7 +47,7 @@ TEMPLATE = """\
 {%- if memory_max %}
 #SBATCH --mem={{memory_max}}G
 {%- endif %}
-{%- if priority %}
+{%- if priority < 0 %}
 #SBATCH --nice={{ -priority }}
 {%- endif %}
 {%- if num_nodes %}
@@ -66,10 +67,6 @@ TEMPLATE = """\
 {{command}}
 """
 """The script of a job where nobody gives another."""
-
-
-class SubmissionError(RuntimeError):
-    """Slurm has refused a job; the message holds its words."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from executorlib.standalone import cache_queue, slurm_queue
 from executorlib.standalone.cache_file import CacheFileError
 from executorlib.standalone.cache_outcome import remove
-from executorlib.standalone.cache_paths import array_directory
+from executorlib.standalone.cache_paths import array_directory, remove_array
 from executorlib.standalone.cache_queue import JobNumber, as_number
 from executorlib.standalone.cache_trust import make_private_directory
 from executorlib.standalone.command import RUN_TIME_VARIABLE, get_command_path
@@ -249,15 +249,7 @@ class SlurmJobs(JobLauncher):
         if left == 0:
             del self._arrays[submitted.array]
             self._cancel_now(last=True)
-            try:
-                names = os.listdir(submitted.array)
-            except FileNotFoundError:  # the last of its elements has done that
-                return
-            for name in names:
-                if name.endswith((".log", ".begun", ".clock")):
-                    remove_if_empty(os.path.join(submitted.array, name))
-            remove(os.path.join(submitted.array, "inputs"))
-            _remove_script(submitted.array)
+            remove_array(submitted.array)
 
     # What the queue says
 

@@ -258,6 +258,7 @@ class Dispatcher:
 
     def _close_task(self, task: Task) -> None:
         self._open.pop(task.number, None)
+        self._unwanted.pop(task.number, None)
         task.payload = task.inputs = task.values = None
 
     # Sending tasks to workers
@@ -475,6 +476,8 @@ class Dispatcher:
             before = fn.seconds
             fn.seconds = seconds if before is None else before + _SMOOTHING * (seconds - before)
             del open_tasks[number]
+            if self._unwanted:
+                self._unwanted.pop(number, None)
             task.worker = task.payload = task.values = None
             deliver(task, status, body[RESULT_HEAD.size :], buffers)
         if not worked:

@@ -86,6 +86,7 @@ class Worker:
         self.verdict: BaseException | None = None
         self._functions: OrderedDict[int, int] = OrderedDict()  # number -> bytes
         self._batch = 0
+        self._back = 0  # the last task that was taken back
 
     def __repr__(self) -> str:
         where = f" on {self.host}" if self.host else ""
@@ -162,9 +163,12 @@ class Worker:
         return self._pop(count)
 
     def returned(self, begun: int) -> list[Task]:
-        """Those of its tasks, in order, that are taken back because it has begun no more than so many."""
+        """Those of its tasks, in order, that are taken back because it has begun none after this one."""
         assert self.sent is not None
-        return self._pop(max(0, self.sent - begun))
+        # Those that were taken back before are not in the queue any more.
+        count = self.sent - max(begun, self._back)
+        self._back = self.sent
+        return self._pop(count)
 
     def _pop(self, count: int) -> list[Task]:
         tasks = [self.queue.pop() for _ in range(min(count, len(self.queue)))]

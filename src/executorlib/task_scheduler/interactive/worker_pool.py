@@ -414,7 +414,8 @@ class WorkerPool:
             worker.closed = True
             self._selector.unregister(worker.connection)
             if worker.cause is None and worker.deadline is None:
-                worker.deadline = time.monotonic() + (_STOP_SECONDS if worker.stopping else 1.0)
+                quick = self._launcher is not None and self._launcher.waits_for_ever  # nobody tells of its end
+                worker.deadline = time.monotonic() + (0.1 if quick else _STOP_SECONDS if worker.stopping else 1.0)
             self._end_if_silent(worker)
 
     def _launcher_readable(self) -> None:

@@ -81,8 +81,9 @@ format: $(VENV)/.full ## ruff: mend what it can
 	@$(PY) -m ruff check --fix
 	@$(PY) -m ruff format
 
-types: $(VENV)/.full ## mypy over source, tests and examples
+types: $(VENV)/.full ## mypy over source, tests, examples and benchmarks
 	@$(PY) -m mypy --strict src tests examples
+	@MYPYPATH=benchmarks:benchmarks/cases $(PY) -m mypy --strict benchmarks/run.py benchmarks/cases/one.py
 
 bench: $(PY) ## measure, beside other libraries (BENCH_ARGS=...)
 	@$(PY) benchmarks/run.py $(BENCH_ARGS)

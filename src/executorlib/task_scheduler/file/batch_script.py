@@ -7,7 +7,6 @@ the log, the order of jobs, arrays.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import math
@@ -162,7 +161,7 @@ class BatchSystem:
 
     def command(self, job: BatchJob) -> str:
         """The line of the script that runs the job."""
-        resources = dataclasses.replace(job.resources, cwd=None, exclusive=False, run_time_max=None, num_nodes=None)
+        resources = job.resources._replace(cwd=None, exclusive=False, run_time_max=None, num_nodes=None)
         if resources.cores == 1 and not resources.slurm_cmd_args:
             return shlex.join(job.command)
         return shlex.join(step_command(resources, job.command, pmi_mode=self._pmi_mode, srun="srun"))

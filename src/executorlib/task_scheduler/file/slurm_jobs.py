@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from executorlib.standalone import cache_queue, slurm_queue
 from executorlib.standalone.cache_file import CacheFileError
@@ -135,7 +135,7 @@ class SlurmJobs(JobLauncher):
         found: list[JobNumber | Exception] = [RuntimeError("it was not submitted")] * len(jobs)
         groups: dict[object, list[int]] = {}
         for place, job in enumerate(jobs):
-            key = (job.name, job.paths.directory, replace(job.resources, cache_key=None))
+            key = (job.name, job.paths.directory, job.resources._replace(cache_key=None))
             groups.setdefault(key, []).append(place)
         for places in groups.values():
             for start in range(0, len(places), self._largest_array()):

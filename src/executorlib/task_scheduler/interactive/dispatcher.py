@@ -17,8 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from executorlib.standalone.errors import WorkerDiedError
 from executorlib.standalone.interactive.launcher import Launcher
@@ -49,8 +48,7 @@ _RANK_SECONDS = 3.0
 _SMOOTHING = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(NamedTuple):
     """What an executor does with its workers.
 
     Attributes:

@@ -13,7 +13,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from executorlib.standalone.command import get_command_path
@@ -60,8 +59,7 @@ _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 CommandBuilder = Callable[[Resources, list[str], Allotment], "list[str] | None"]
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+class Site(NamedTuple):
     """Where and how workers are started.
 
     Attributes:

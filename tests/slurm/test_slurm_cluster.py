@@ -289,8 +289,7 @@ def test_odd_places(make_cluster: Make, weird_path: Path) -> None:
         assert list(exe.map(cluster_tasks.add, range(3))) == [0, 1, 2]
 
 
-def test_restarts_at_the_time_limit(make_cluster: Make, tmp_path: Path) -> None:
-    """A job that Slurm ends early runs again, and its function goes on where it was."""
+def test_a_function_goes_on_where_it_was_when_its_job_is_put_back(make_cluster: Make, tmp_path: Path) -> None:
     with make_cluster(restart_limit=2) as exe:
         future = exe.submit(cluster_tasks.count_to, str(tmp_path / "count"), 2, 60.0)
         deadline = time.monotonic() + 20

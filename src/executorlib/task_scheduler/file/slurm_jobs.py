@@ -288,6 +288,8 @@ class SlurmJobs(JobLauncher):
         limit = submitted.job.resources.run_time_max
         if limit is None or submitted.verdict is not None or status.seconds < limit:
             return
+        if submitted.restarts < self._restart_limit:  # Slurm ends it, and it runs again
+            return
         submitted.verdict = TimeoutError(
             f"{submitted.job.name} (job {number}) was ended after its run_time_max of {limit:g} s"
         )

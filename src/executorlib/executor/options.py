@@ -12,6 +12,7 @@ from executorlib.standalone.serialize import dumps
 from executorlib.task_scheduler.base import TaskSchedulerBase
 from executorlib.task_scheduler.interactive.scheduler import InteractiveScheduler, Limits
 from executorlib.task_scheduler.interactive.worker_pool import CommandBuilder, Site
+from executorlib.task_scheduler.observer import timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,10 @@ class Options:
         wait: for cluster executors, whether leaving the ``with`` block waits for the jobs
         restart_limit: how often a call is tried again when its worker died
         openmpi_oversubscribe: as in the resource_dict
+        export_timeline_filename: file to which the run is written when the executor ends: which worker did what when,
+            what was waited for. ``.json`` is a Chrome trace, for https://ui.perfetto.dev; ``.svg`` and ``.html`` are
+            pictures.
+        progress: show a bar with the calls that are done, run and wait (needs tqdm)
     """
 
     max_workers: int | None = None
@@ -57,12 +62,16 @@ class Options:
     wait: bool = True
     restart_limit: int = 0
     openmpi_oversubscribe: bool = False
+    export_timeline_filename: str | None = None
+    progress: bool = False
 
     def __post_init__(self) -> None:
         if self.init_function is not None and not self.block_allocation:
             raise ValueError("An init_function needs workers that are kept: set block_allocation=True.")
         if not self.wait:
             raise ValueError("wait=False leaves jobs behind: only the cluster executors have such jobs.")
+        if self.progress:
+            check_progress()
 
     def resources(self) -> Resources:
         """The resources of every call.
@@ -120,4 +129,18 @@ def interactive_scheduler(
         restart_limit=options.restart_limit,
         resolve_inputs=not options.disable_dependencies,
         log_obj_size=options.log_obj_size,
+        observer=timeline(options.export_timeline_filename, keep=options.block_allocation),
+        progress=options.progress,
     )
+
+
+def check_progress() -> None:
+    """Find out, before anything is started, whether a progress bar can be drawn.
+
+    Raises:
+        ImportError: tqdm is not installed
+    """
+    import importlib.util
+
+    if importlib.util.find_spec("tqdm") is None:
+        raise ImportError("progress=True needs tqdm: pip install 'executorlib[progress]'")

@@ -22,6 +22,7 @@ from executorlib.task_scheduler.base import TaskSchedulerBase
 from executorlib.task_scheduler.file.dispatcher import FileDispatcher
 from executorlib.task_scheduler.file.launcher import JobLauncher
 from executorlib.task_scheduler.file.task import Call, FileFuture, FileTask, OpenCall, reference
+from executorlib.task_scheduler.observer import Observer
 
 DEFAULT_DIRECTORY = "executorlib_cache"
 
@@ -50,14 +51,28 @@ class FileScheduler(TaskSchedulerBase):
         resources: what a task needs unless the call says otherwise; they name the cache directory
         launcher: runs the jobs, from now on only for this scheduler
         settings: how tasks are dealt with
+        observer: hears of what happens
+        progress: whether a bar is shown
     """
 
-    def __init__(self, resources: Resources, launcher: JobLauncher, settings: Settings) -> None:
+    def __init__(
+        self,
+        resources: Resources,
+        launcher: JobLauncher,
+        settings: Settings,
+        observer: Observer | None = None,
+        progress: bool = False,
+    ) -> None:
         self._resources = resources
         self._settings = settings
         self._closed = False
         self._owner = os.getpid()
-        self._dispatcher = FileDispatcher(launcher, settings.refresh_rate)
+        self._dispatcher = FileDispatcher(launcher, settings.refresh_rate, observer)
+        self._progress = None
+        if progress:
+            from executorlib.task_scheduler.progress import Progress
+
+            self._progress = Progress(self._dispatcher)
         # The dispatcher's thread does not hold the scheduler: without users it ends, when its tasks have.
         end = self._dispatcher.shutdown if settings.wait else self._dispatcher.leave
         self._finalizer = weakref.finalize(self, end)
@@ -87,6 +102,7 @@ class FileScheduler(TaskSchedulerBase):
             reason.__cause__ = error
             future.set_exception(reason)
         else:
+            task.name = function_name(fn)
             future.bind(self._dispatcher, cast(Any, task))
             self._dispatcher.post(task)
         return future
@@ -159,6 +175,8 @@ class FileScheduler(TaskSchedulerBase):
         how()
         if wait and threading.current_thread() is not self._dispatcher.thread:
             self._dispatcher.thread.join()
+            if self._progress is not None:
+                self._progress.join()
 
     @property
     def max_workers(self) -> int | None:

@@ -151,6 +151,7 @@ class FileTask:
         begun: whether the job runs
         ended_at: when the job ended, where its output is waited for (monotonic clock)
         cause: how it ended
+        name: of its function
     """
 
     __slots__ = (
@@ -161,6 +162,7 @@ class FileTask:
         "futures",
         "inputs",
         "job",
+        "name",
         "number",
         "open_inputs",
         "paths",
@@ -186,6 +188,7 @@ class FileTask:
         self.ended_at: float | None = None
         self.cause = ""
         self.paths = paths
+        self.name = ""
         if isinstance(call, Call):
             self.paths = future.paths = call.paths
 

@@ -37,6 +37,7 @@ from executorlib.task_scheduler.interactive.task import Task, TaskFuture
 from executorlib.task_scheduler.interactive.worker import WINDOW_SECONDS
 from executorlib.task_scheduler.interactive.worker_pool import Site
 from executorlib.task_scheduler.mapping import Submit, calls_of, map_calls
+from executorlib.task_scheduler.observer import Observer
 
 if TYPE_CHECKING:
     from executorlib.task_scheduler.interactive.result_cache import ResultCache
@@ -100,6 +101,8 @@ class InteractiveScheduler(TaskSchedulerBase):
         keep: whether workers are kept for further calls
         restart_limit: how often a call is tried again after the death of its worker
         resolve_inputs: whether futures among the arguments are waited for
+        observer: hears of what happens
+        progress: whether a bar is shown
     """
 
     def __init__(
@@ -113,6 +116,8 @@ class InteractiveScheduler(TaskSchedulerBase):
         restart_limit: int = 0,
         resolve_inputs: bool = True,
         log_obj_size: bool = False,
+        observer: Observer | None = None,
+        progress: bool = False,
     ) -> None:
         self._resources = resources
         self._limits = limits
@@ -128,7 +133,12 @@ class InteractiveScheduler(TaskSchedulerBase):
         self._check(resources)
         slots, workers = self._capacity()
         pool = ResourcePool(slots, workers, gpus() if resources.gpus or not keep else ())
-        self._dispatcher = Dispatcher(Policy(keep, resources, restart_limit), pool, site, launcher)
+        self._dispatcher = Dispatcher(Policy(keep, resources, restart_limit), pool, site, launcher, observer)
+        self._progress = None
+        if progress:
+            from executorlib.task_scheduler.progress import Progress
+
+            self._progress = Progress(self._dispatcher)
         # The dispatcher's thread does not hold the scheduler: without users it ends, when its tasks have.
         self._finalizer = weakref.finalize(self, self._dispatcher.shutdown)
         self._finalizer.atexit = False
@@ -239,6 +249,8 @@ class InteractiveScheduler(TaskSchedulerBase):
         self._dispatcher.shutdown(cancel=cancel, kill=kill)
         if wait and threading.current_thread() is not self._dispatcher.thread:
             self._dispatcher.thread.join()
+            if self._progress is not None:
+                self._progress.join()
 
     @property
     def max_workers(self) -> int:

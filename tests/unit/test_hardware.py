@@ -27,7 +27,7 @@ def cgroup(tmp_path: Path, membership: str, files: dict[str, str]) -> float | No
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     (tmp_path / "self").write_text(membership)
-    return hardware._cgroup_cpus(str(root), str(tmp_path / "self"))
+    return hardware.cgroup_cpus(str(root), str(tmp_path / "self"))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_version_1_limits_of_the_groups_above(tmp_path: Path) -> None:
 
 
 def test_no_control_groups(tmp_path: Path) -> None:
-    assert hardware._cgroup_cpus(str(tmp_path), str(tmp_path / "missing")) is None
+    assert hardware.cgroup_cpus(str(tmp_path), str(tmp_path / "missing")) is None
 
 
 def test_a_group_outside_the_root_does_not_lead_astray(tmp_path: Path) -> None:
@@ -84,13 +84,13 @@ def test_a_group_outside_the_root_does_not_lead_astray(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("quota", "cpus"), [(None, 3), (1.5, 1), (0.2, 1), (2.0, 2), (64.0, 3)])
 def test_affinity_and_quota(monkeypatch: pytest.MonkeyPatch, quota: float | None, cpus: int) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
-    monkeypatch.setattr(hardware, "_cgroup_cpus", lambda *_: quota)
+    monkeypatch.setattr(hardware, "cgroup_cpus", lambda *_: quota)
     assert usable_cpus() == cpus
 
 
 def test_without_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    monkeypatch.setattr(hardware, "_cgroup_cpus", lambda *_: None)
+    monkeypatch.setattr(hardware, "cgroup_cpus", lambda *_: None)
     for count, cpus in ((8, 8), (None, 1)):
         monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
         assert usable_cpus() == cpus

@@ -20,6 +20,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backend": {"backend", "standalone"},
     "task_scheduler": {"task_scheduler", "standalone"},
     "executor": {"executor", "task_scheduler", "backend", "standalone"},
+    "cli": {"__init__", "api", "cli", "executor", "task_scheduler", "backend", "standalone"},
+    "__main__": {"cli"},
     "api": {"api", "executor", "task_scheduler", "backend", "standalone"},
     "__init__": {"api", "executor", "task_scheduler", "backend", "standalone"},
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from executorlib.executor.options import check_progress
 from executorlib.task_scheduler.base import TaskSchedulerBase
 
 if TYPE_CHECKING:
@@ -47,11 +48,15 @@ class ClusterOptions:
     export_workflow_filename: str | None = None
     wait: bool = True
     openmpi_oversubscribe: bool = False
+    export_timeline_filename: str | None = None
+    progress: bool = False
 
     def __post_init__(self) -> None:
         for name, reason in _REFUSED.items():
             if getattr(self, name):
                 raise ValueError(reason)
+        if self.progress:
+            check_progress()
 
     @property
     def records(self) -> bool:
@@ -90,6 +95,7 @@ def file_scheduler(
         updated(Resources(), options.executor_kwargs(), stacklevel=5)
         return RecordingScheduler(options.export_workflow_filename, options.plot_dependency_graph_filename)
     from executorlib.task_scheduler.file.task_scheduler import FileTaskScheduler
+    from executorlib.task_scheduler.observer import timeline
 
     return FileTaskScheduler(
         executor_kwargs=options.executor_kwargs(),
@@ -97,5 +103,7 @@ def file_scheduler(
         disable_dependencies=options.disable_dependencies,
         wait=options.wait,
         refresh_rate=options.refresh_rate,
+        observer=timeline(options.export_timeline_filename, keep=False),
+        progress=options.progress,
         **described,
     )

@@ -12,6 +12,7 @@ from executorlib.task_scheduler.base import TaskSchedulerBase
 from executorlib.task_scheduler.interactive.pool import ResourcePool
 from executorlib.task_scheduler.interactive.scheduler import InteractiveScheduler, Limits
 from executorlib.task_scheduler.interactive.worker_pool import CommandBuilder, Site
+from executorlib.task_scheduler.observer import timeline
 
 
 class Options(NamedTuple):
@@ -38,6 +39,10 @@ class Options(NamedTuple):
         wait: for cluster executors, whether leaving the ``with`` block waits for the jobs
         restart_limit: how often a call is tried again when its worker died
         openmpi_oversubscribe: as in the resource_dict
+        export_timeline_filename: file to which the run is written when the executor ends: which worker did what when,
+            what was waited for. ``.json`` is a Chrome trace, for https://ui.perfetto.dev; ``.svg`` and ``.html`` are
+            pictures.
+        progress: show a bar with the calls that are done, run and wait (needs tqdm)
     """
 
     max_workers: int | None = None
@@ -56,6 +61,8 @@ class Options(NamedTuple):
     wait: bool = True
     restart_limit: int = 0
     openmpi_oversubscribe: bool = False
+    export_timeline_filename: str | None = None
+    progress: bool = False
 
     def check(self) -> None:
         """Refuse what contradicts itself.
@@ -67,6 +74,8 @@ class Options(NamedTuple):
             raise ValueError("An init_function needs workers that are kept: set block_allocation=True.")
         if not self.wait:
             raise ValueError("wait=False leaves jobs behind: only the cluster executors have such jobs.")
+        if self.progress:
+            check_progress()
 
     def resources(self, *, template: bool = False) -> Resources:
         """The resources of every call.
@@ -144,4 +153,18 @@ def interactive_scheduler(
         log_obj_size=options.log_obj_size,
         make_pool=make_pool,
         gpu_limit=gpu_limit,
+        observer=timeline(options.export_timeline_filename, keep=options.block_allocation),
+        progress=options.progress,
     )
+
+
+def check_progress() -> None:
+    """Find out, before anything is started, whether a progress bar can be drawn.
+
+    Raises:
+        ImportError: tqdm is not installed
+    """
+    import importlib.util
+
+    if importlib.util.find_spec("tqdm") is None:
+        raise ImportError("progress=True needs tqdm: pip install 'executorlib[progress]'")

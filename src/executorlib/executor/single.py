@@ -46,6 +46,8 @@ class SingleNodeExecutor(BaseExecutor):
         wait: bool = True,
         restart_limit: int = 0,
         openmpi_oversubscribe: bool = False,
+        export_timeline_filename: str | None = None,
+        progress: bool = False,
     ) -> None:
         launcher = make_launcher()
         try:
@@ -69,6 +71,8 @@ class SingleNodeExecutor(BaseExecutor):
                 wait=wait,
                 restart_limit=restart_limit,
                 openmpi_oversubscribe=openmpi_oversubscribe,
+                export_timeline_filename=export_timeline_filename,
+                progress=progress,
             )
             scheduler = interactive_scheduler(options, single_node_command, usable_cpus(), launcher, localhost=True)
         except BaseException:
@@ -118,6 +122,8 @@ class TestClusterExecutor(BaseExecutor):
         log_obj_size: bool = False,
         wait: bool = True,
         openmpi_oversubscribe: bool = False,
+        export_timeline_filename: str | None = None,
+        progress: bool = False,
     ) -> None:
         from executorlib.executor.cluster import ClusterOptions, file_scheduler
 
@@ -136,5 +142,7 @@ class TestClusterExecutor(BaseExecutor):
             export_workflow_filename=export_workflow_filename,
             wait=wait,
             openmpi_oversubscribe=openmpi_oversubscribe,
+            export_timeline_filename=export_timeline_filename,
+            progress=progress,
         )
         super().__init__(file_scheduler(options))

@@ -58,6 +58,8 @@ class SlurmJobExecutor(BaseExecutor):
         wait: bool = True,
         restart_limit: int = 0,
         openmpi_oversubscribe: bool = False,
+        export_timeline_filename: str | None = None,
+        progress: bool = False,
     ) -> None:
         from executorlib.executor.options import Options, recording_scheduler
 
@@ -78,7 +80,10 @@ class SlurmJobExecutor(BaseExecutor):
             wait=wait,
             restart_limit=restart_limit,
             openmpi_oversubscribe=openmpi_oversubscribe,
+            export_timeline_filename=export_timeline_filename,
+            progress=progress,
         )
+        options.check()
         super().__init__(recording_scheduler(options) if options.records else _job_scheduler(options, pmi_mode))
 
 
@@ -128,6 +133,8 @@ class SlurmClusterExecutor(BaseExecutor):
         wait: bool = True,
         openmpi_oversubscribe: bool = False,
         restart_limit: int = 0,
+        export_timeline_filename: str | None = None,
+        progress: bool = False,
     ) -> None:
         from executorlib.task_scheduler.file.batch_script import BatchSystem
 
@@ -151,7 +158,10 @@ class SlurmClusterExecutor(BaseExecutor):
                 wait=wait,
                 restart_limit=restart_limit,
                 openmpi_oversubscribe=openmpi_oversubscribe,
+                export_timeline_filename=export_timeline_filename,
+                progress=progress,
             )
+            options.check()
             if options.records:
                 super().__init__(recording_scheduler(options))
             else:
@@ -175,6 +185,8 @@ class SlurmClusterExecutor(BaseExecutor):
             export_workflow_filename=export_workflow_filename,
             wait=wait,
             openmpi_oversubscribe=openmpi_oversubscribe,
+            export_timeline_filename=export_timeline_filename,
+            progress=progress,
         )
         super().__init__(
             file_scheduler(

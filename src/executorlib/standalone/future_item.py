@@ -10,6 +10,7 @@ import io
 import os
 import pickle
 import time
+from collections.abc import Callable
 from typing import Any
 
 from executorlib.standalone.cache_file import CacheFileError
@@ -31,6 +32,16 @@ class FutureItem:
     def __init__(self, file_name: str, selector: int | str | None = None) -> None:
         self._file_name = file_name
         self._selector = selector
+
+    @property
+    def file_name(self) -> str:
+        """Path of the task's output file."""
+        return self._file_name
+
+    @property
+    def selector(self) -> int | str | None:
+        """Key or index of an item of the result; None for the whole."""
+        return self._selector
 
     def __repr__(self) -> str:
         return f"FutureItem({self._file_name!r}, {self._selector!r})"
@@ -86,6 +97,17 @@ def resolve(args: Any, kwargs: Any, seconds: float) -> tuple[Any, Any]:
         MissingInputError: the file of a task is not there, or cannot be read
         Exception: what a task has raised
     """
+    return substituted(args, kwargs, lambda item: item._wait(seconds))
+
+
+def substituted(args: Any, kwargs: Any, substitute: Callable[[FutureItem], Any]) -> tuple[Any, Any]:
+    """Copies of arguments with something else in the places of references, wherever these stand.
+
+    Args:
+        args: positional arguments
+        kwargs: keyword arguments
+        substitute: called with each reference
+    """
     import cloudpickle
 
     items: list[FutureItem] = []
@@ -104,7 +126,7 @@ def resolve(args: Any, kwargs: Any, seconds: float) -> tuple[Any, Any]:
 
     stream = io.BytesIO()
     Pickler(stream, protocol=5, buffer_callback=buffers.append).dump((args, kwargs))
-    values = [item._wait(seconds) for item in items]
+    values = [substitute(item) for item in items]
     stream.seek(0)
     found: tuple[Any, Any] = Unpickler(stream, buffers=buffers).load()
     return found

@@ -35,11 +35,11 @@ def usable_cpus() -> int:
         cpus = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows
         cpus = os.cpu_count() or 1
-    quota = _cgroup_cpus("/sys/fs/cgroup", "/proc/self/cgroup")
+    quota = cgroup_cpus()
     return max(1, min(cpus, int(quota)) if quota is not None else cpus)
 
 
-def _cgroup_cpus(root: str, membership: str) -> float | None:
+def cgroup_cpus(root: str = "/sys/fs/cgroup", membership: str = "/proc/self/cgroup") -> float | None:
     """The smallest CPU quota on the way from this process's control group up to the root, in CPUs.
 
     The files are those of the kernel's documentation: cpu.max (version 2), cpu.cfs_quota_us (version 1).

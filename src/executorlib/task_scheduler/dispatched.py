@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from executorlib.task_scheduler.base import TaskSchedulerBase
+from executorlib.task_scheduler.tally import Tally
 
 
 class Dispatching(Protocol):
@@ -26,6 +27,8 @@ class Dispatching(Protocol):
 
     def after_fork(self) -> None: ...
 
+    def tally(self) -> Tally: ...
+
 
 class DispatchedScheduler(TaskSchedulerBase):
     """A scheduler that belongs to the process that made it, and whose tasks are finished at its end.
@@ -33,12 +36,18 @@ class DispatchedScheduler(TaskSchedulerBase):
     Args:
         dispatcher: does the work; its thread does not hold the scheduler
         forgotten: called when the scheduler has no users any more: its tasks end, and then the dispatcher
+        progress: whether a bar is shown
     """
 
-    def __init__(self, dispatcher: Dispatching, forgotten: Callable[[], object]) -> None:
+    def __init__(self, dispatcher: Dispatching, forgotten: Callable[[], object], *, progress: bool) -> None:
         self._closed = False
         self._owner = os.getpid()
         self._ended = dispatcher
+        self._progress = None
+        if progress:
+            from executorlib.task_scheduler.progress import Progress
+
+            self._progress = Progress(dispatcher)
         self._finalizer = weakref.finalize(self, forgotten)
         self._finalizer.atexit = False
         _running.add(self)
@@ -58,6 +67,8 @@ class DispatchedScheduler(TaskSchedulerBase):
     def _join(self) -> None:
         if self._owner == os.getpid() and threading.current_thread() is not self._ended.thread:
             self._ended.thread.join()
+            if self._progress is not None:
+                self._progress.join()
 
     def _check_open(self) -> None:
         if self._closed:

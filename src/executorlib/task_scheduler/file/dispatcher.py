@@ -42,8 +42,11 @@ from executorlib.standalone.select import will_end
 from executorlib.standalone.serialize import dumps
 from executorlib.task_scheduler.file.inbox import Inbox
 from executorlib.task_scheduler.file.launcher import Job, JobChange, JobLauncher, JobState, LeftJob
+from executorlib.task_scheduler.file.observed import ObservedJobs
 from executorlib.task_scheduler.file.task import Call, FileFuture, FileTask, OpenCall, task_future
 from executorlib.task_scheduler.file.watch import OutputWatch
+from executorlib.task_scheduler.observer import Observer
+from executorlib.task_scheduler.tally import Tally
 
 _LOG = logging.getLogger("executorlib")
 # Processes whose tasks have ended get so long to end too; then they are left to themselves.
@@ -58,10 +61,12 @@ class FileDispatcher:
     Args:
         launcher: runs the jobs, from now on only for this dispatcher
         refresh_rate: shortest pause between two looks into the cache directory, in seconds
+        observer: hears of what happens
     """
 
-    def __init__(self, launcher: JobLauncher, refresh_rate: float) -> None:
+    def __init__(self, launcher: JobLauncher, refresh_rate: float, observer: Observer | None = None) -> None:
         self._launcher = launcher
+        self._observed = None if observer is None else ObservedJobs(observer, launcher.slots)
         self._watch = OutputWatch(refresh_rate)
         descriptor = launcher.fileno()
         self._inbox: Inbox[Callable[[], None] | FileTask | Sequence[FileTask]] = Inbox(
@@ -72,6 +77,7 @@ class FileDispatcher:
         self._jobs: dict[JobNumber, FileTask] = {}
         self._gathered: list[FileTask] | None = None  # while tasks are admitted that were submitted together
         self._late: list[FileTask] = []  # whose job has ended, and whose output may come into sight
+        self._ended = self._failed = self._dropped = 0
         self._directories: set[str] = set()
         self._closing = False
         self._closed_at: float | None = None
@@ -121,6 +127,13 @@ class FileDispatcher:
         """A future of a task was cancelled by its user."""
         if task is not None:
             self.post(lambda: self._forget(task))
+
+    def tally(self) -> Tally:
+        """How far the run is. Read without a lock: a number may be that of a moment before."""
+        ended = self._ended
+        running = sum(task.begun for task in list(self._jobs.values()))
+        known = len(self._tasks) + len(self._open)
+        return Tally(known + ended, ended, self._failed, self._dropped, running, running)
 
     def shutdown(self) -> None:
         """End when all tasks have ended."""
@@ -202,6 +215,8 @@ class FileDispatcher:
         for task in [*self._tasks.values(), *self._open.values()]:
             self._fail(task, RuntimeError(f"The executor has failed: {self._fatal!r}"))
         self._inbox.close()
+        if self._observed is not None:
+            self._observed.close()
 
     def _refuse_inbox(self) -> None:
         for item in self._inbox.take_all():
@@ -215,6 +230,8 @@ class FileDispatcher:
     # A task begins
 
     def _admit(self, task: FileTask) -> None:
+        if self._observed is not None:
+            self._observed.submitted(task)
         if isinstance(task.call, OpenCall):
             self._open[task.number] = task
             self._wait_for_inputs(task)
@@ -270,6 +287,9 @@ class FileDispatcher:
             self._submit(task, ())
 
     def _join(self, known: FileTask, task: FileTask) -> None:
+        self._ended += 1
+        if self._observed is not None:
+            self._observed.ended(task, True)
         for future in task.futures:
             future.bind(self, cast(Any, known))
             future.queue_id = known.job
@@ -347,6 +367,8 @@ class FileDispatcher:
         except Exception as error:
             self._fail(task, error)
         else:
+            if self._observed is not None and task.inputs:
+                self._observed.ready(task)
             self._has_job(task, job)
 
     def _has_job(self, task: FileTask, job: JobNumber) -> None:
@@ -366,6 +388,8 @@ class FileDispatcher:
             return
         if change.state is JobState.BEGUN:
             task.begun = True
+            if self._observed is not None:
+                self._observed.begun(task)
             for future in task.futures:
                 with _user_code():
                     future.begin()
@@ -453,6 +477,12 @@ class FileDispatcher:
         self._finish(task, Outcome(False, error))
 
     def _finish(self, task: FileTask, outcome: Outcome) -> None:
+        self._ended += 1
+        if not outcome.succeeded:
+            self._failed += task.begun
+            self._dropped += not task.begun
+        if self._observed is not None:
+            self._observed.ended(task, outcome.succeeded)
         futures = self._drop(task)
         for future in futures:
             with _user_code():

@@ -83,10 +83,12 @@ class JobLauncher(ABC):
     Attributes:
         orders_jobs: whether jobs may be submitted before those they depend on have ended
         output_seconds: how long after the end of a job its output may still come into sight
+        slots: cores that jobs may use at a time; None where that is not known
     """
 
     orders_jobs: ClassVar[bool] = False
     output_seconds: ClassVar[float] = 0.0
+    slots: int | None = None
 
     def fileno(self) -> int | None:
         """A descriptor that is readable when `changes` has something to tell; None where there is none."""

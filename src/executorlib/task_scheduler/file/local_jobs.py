@@ -109,6 +109,7 @@ class LocalJobs(JobLauncher):
     """
 
     def __init__(self, slots: int) -> None:
+        self.slots = slots
         self._pool = ResourcePool(slots)
         self._numbers = itertools.count(1)
         self._waiting: dict[int, Job] = {}

@@ -18,6 +18,7 @@ from executorlib.task_scheduler.file.dispatcher import FileDispatcher
 from executorlib.task_scheduler.file.launcher import JobLauncher
 from executorlib.task_scheduler.file.task import Call, FileFuture, FileTask, OpenCall, reference
 from executorlib.task_scheduler.mapping import calls_of, map_calls
+from executorlib.task_scheduler.observer import Observer
 
 DEFAULT_DIRECTORY = "executorlib_cache"
 
@@ -46,13 +47,23 @@ class FileScheduler(DispatchedScheduler):
         resources: what a task needs unless the call says otherwise; they name the cache directory
         launcher: runs the jobs, from now on only for this scheduler
         settings: how tasks are dealt with
+        observer: hears of what happens
+        progress: whether a bar is shown
     """
 
-    def __init__(self, resources: Resources, launcher: JobLauncher, settings: Settings) -> None:
+    def __init__(
+        self,
+        resources: Resources,
+        launcher: JobLauncher,
+        settings: Settings,
+        observer: Observer | None = None,
+        progress: bool = False,
+    ) -> None:
         self._resources = resources
         self._settings = settings
-        self._dispatcher = FileDispatcher(launcher, settings.refresh_rate)
-        super().__init__(self._dispatcher, self._dispatcher.shutdown if settings.wait else self._dispatcher.leave)
+        self._dispatcher = FileDispatcher(launcher, settings.refresh_rate, observer)
+        forgotten = self._dispatcher.shutdown if settings.wait else self._dispatcher.leave
+        super().__init__(self._dispatcher, forgotten, progress=progress)
 
     def submit(
         self, fn: Callable[..., Any], /, *args: Any, resource_dict: Mapping[str, Any] | None = None, **kwargs: Any

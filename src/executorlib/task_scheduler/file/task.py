@@ -190,6 +190,7 @@ class FileTask:
         self.ended_at: float | None = None
         self.cause = ""
         self.paths = paths
+        self.name = ""
         if isinstance(call, Call):
             self.paths = future.paths = call.paths
 

@@ -12,6 +12,7 @@ from executorlib.task_scheduler.file.launcher import JobLauncher
 from executorlib.task_scheduler.file.local_jobs import LocalJobs
 from executorlib.task_scheduler.file.scheduler import DEFAULT_DIRECTORY, FileScheduler, Settings, updated
 from executorlib.task_scheduler.file.task import stored_resources
+from executorlib.task_scheduler.observer import Observer
 
 MakeLauncher = Callable[[], JobLauncher]
 
@@ -30,6 +31,8 @@ class FileTaskScheduler(FileScheduler):
         wait: whether the end waits for the jobs
         refresh_rate: shortest pause between two looks into the cache directory, in seconds
         validator: called with the resource_dict of each call; it raises where that is wrong
+        observer: hears of what happens
+        progress: whether a bar is shown
 
     Raises:
         TypeError, pydantic.ValidationError: the executor_kwargs are wrong
@@ -47,6 +50,8 @@ class FileTaskScheduler(FileScheduler):
         wait: bool = True,
         refresh_rate: float = 0.01,
         validator: Callable[[dict[str, Any]], Any] | None = None,
+        observer: Observer | None = None,
+        progress: bool = False,
     ) -> None:
         given = {"cache_directory": DEFAULT_DIRECTORY, **(executor_kwargs or {})}
         # The program may change its working directory; the cache stays where it is.
@@ -73,7 +78,7 @@ class FileTaskScheduler(FileScheduler):
             "refresh_rate": refresh_rate,
             "wait": wait,
         }
-        super().__init__(resources, launcher, settings)
+        super().__init__(resources, launcher, settings, observer, progress)
 
     def submit(
         self, fn: Callable[..., Any], /, *args: Any, resource_dict: Mapping[str, Any] | None = None, **kwargs: Any

@@ -21,7 +21,14 @@ from typing import Any, NamedTuple
 
 from executorlib.standalone.errors import WorkerDiedError
 from executorlib.standalone.interactive.launcher import Launcher
-from executorlib.standalone.interactive.messages import BEGUN, BEGUN_HEAD, RANK_ERROR, RESULT_HEAD
+from executorlib.standalone.interactive.messages import (
+    BEGUN,
+    BEGUN_HEAD,
+    DONE,
+    RANK_ERROR,
+    RANKS_DONE,
+    RESULT_HEAD,
+)
 from executorlib.standalone.interactive.wire import Message
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.select import will_end
@@ -40,6 +47,8 @@ from executorlib.task_scheduler.interactive.worker_pool import (
     Site,
     WorkerPool,
 )
+from executorlib.task_scheduler.observer import Observer
+from executorlib.task_scheduler.tally import Tally
 
 _LOG = logging.getLogger("executorlib")
 # When one rank has failed, the others get so long to come to an end themselves.
@@ -65,11 +74,15 @@ class Policy(NamedTuple):
 class Dispatcher:
     """The state of an executor and the thread that changes it.
 
-    Methods without an underscore may be called from any thread.
+    Methods without an underscore may be called from any thread. Whatever happens to tasks and workers, an `Observer`
+    hears of it, where there is one.
     """
 
-    def __init__(self, policy: Policy, pool: ResourcePool, site: Site, launcher: Launcher) -> None:
+    def __init__(
+        self, policy: Policy, pool: ResourcePool, site: Site, launcher: Launcher, observer: Observer | None = None
+    ) -> None:
         self._policy = policy
+        self._observer = observer
         self._pool = pool
         self._inbox: Inbox[Task | Sequence[Task]] = Inbox()
         self.post = self._inbox.post  # a task or several, or something to do in the dispatcher's thread
@@ -77,6 +90,7 @@ class Dispatcher:
         self._graph = DependencyGraph(self._post_input_done)
         self._ready = ReadyQueue()
         self._open: dict[int, Task] = {}
+        self._ended = self._failed = self._dropped = 0
         self._steal_at: float | None = None
         self._due: float | None = None
         # Tasks to be cancelled should they come back from a worker elsewhere, and whether to end them if they do not.
@@ -120,6 +134,13 @@ class Dispatcher:
         """The futures of the tasks that no worker has been sent."""
         return list(self.ask(lambda: [task.future for task in self._open.values() if task.worker is None], ()))
 
+    def tally(self) -> Tally:
+        """How far the run is. Read without a lock: a number may be that of a moment before."""
+        ended = self._ended
+        workers = list(self._workers.workers.values())
+        running = sum(bool(worker.queue) for worker in workers)
+        return Tally(len(self._open) + ended, ended, self._failed, self._dropped, running, len(workers))
+
     def resize(self, slots: int, workers: int | None) -> None:
         """Change the limits; workers beyond them end when they have done their tasks."""
         self.post(lambda: self._resize(slots, workers))
@@ -144,6 +165,8 @@ class Dispatcher:
     # The loop
 
     def _run(self) -> None:
+        if self._observer is not None:
+            self._observer.capacity(self._pool.slots)
         try:
             while not (self._closing and not self._open and not self._workers.workers):
                 self._work_inbox()
@@ -185,6 +208,8 @@ class Dispatcher:
         self._inbox.end(self._refuse)
         for task in list(self._open.values()):
             self._fail(task, RuntimeError(f"The executor has failed: {self._fatal!r}"))
+        if self._observer is not None:
+            self._observer.close()
 
     def _refuse(self, item: Task | Sequence[Task]) -> None:
         reason = self._fatal or "cannot schedule new futures after shutdown"
@@ -203,6 +228,8 @@ class Dispatcher:
 
     def _admit(self, task: Task) -> None:
         self._open[task.number] = task
+        if self._observer is not None:
+            self._observer.submitted(task.number, task.fn.name, task.resources.slots)
         if not task.inputs or self._graph.add(task):
             self._ready.push(task)
 
@@ -248,6 +275,8 @@ class Dispatcher:
         if error is not None:
             self._fail(task, error)
         else:
+            if self._observer is not None:
+                self._observer.ready(task.number)
             self._ready.push(task)
 
     def _fail(self, task: Task, error: BaseException) -> None:
@@ -257,6 +286,10 @@ class Dispatcher:
     def _close_task(self, task: Task) -> None:
         self._open.pop(task.number, None)
         self._unwanted.pop(task.number, None)
+        self._ended += 1
+        self._dropped += 1
+        if self._observer is not None:
+            self._observer.dropped(task.number)
         task.payload = task.inputs = task.values = None
 
     # Sending tasks to workers
@@ -342,11 +375,14 @@ class Dispatcher:
         places = {worker.place for worker in self._workers.workers.values()}
         place = next(i for i in range(len(places) + 1) if i not in places)
         try:
-            return self._workers.start(place, resources, allotment, time.monotonic())
+            worker = self._workers.start(place, resources, allotment, time.monotonic())
         except Exception as error:
             self._pool.give_back(allotment)
             self._cannot_start(error)
             return None
+        if self._observer is not None:
+            self._observer.worker_started(worker)
+        return worker
 
     def _cannot_start(self, error: BaseException) -> None:
         """No worker can be started: fail the task that needed it, or all if none is left to do them."""
@@ -454,8 +490,8 @@ class Dispatcher:
 
     def _heard(self, worker: Worker, messages: list[Message]) -> None:
         """Take in what a worker has sent. Thousands of results a second come this way."""
-        queue, open_tasks = worker.queue, self._open
-        worked = False
+        queue, open_tasks, observer = worker.queue, self._open, self._observer
+        worked, sent = False, len(queue)
         for body, buffers in messages:
             if body[:1] == RANK_ERROR:
                 self._rank_failed(worker, body[1:])
@@ -463,7 +499,7 @@ class Dispatcher:
             if body[:1] == BEGUN:
                 worker.has_begun = BEGUN_HEAD.unpack_from(body)[1]
                 continue
-            _, status, number, _, seconds = RESULT_HEAD.unpack_from(body)
+            _, status, number, start, seconds = RESULT_HEAD.unpack_from(body)
             task = queue.popleft()
             worked = True
             assert task.number == number
@@ -476,10 +512,16 @@ class Dispatcher:
             del open_tasks[number]
             if self._unwanted:
                 self._unwanted.pop(number, None)
+            succeeded = status in (DONE, RANKS_DONE)
+            if not succeeded:
+                self._failed += 1
+            if observer is not None:
+                observer.ran(number, worker, start, seconds, succeeded)
             task.worker = task.payload = task.values = None
             deliver(task, status, body[RESULT_HEAD.size :], buffers)
         if not worked:
             return
+        self._ended += sent - len(queue)
         worker.worked = True
         worker.full = False
         if queue:
@@ -501,6 +543,8 @@ class Dispatcher:
     def _gone(self, worker: Worker) -> None:
         """A worker's process has ended: settle its tasks, and free its place."""
         self._pool.give_back(worker.allotment)
+        if self._observer is not None:
+            self._observer.worker_gone(worker)
         if worker.worked:  # else its start may be to blame, and the task must not start one after the other
             self._put_back(worker)
         worker.close_claims()
@@ -538,21 +582,28 @@ class Dispatcher:
 
     def _blame(self, task: Task, worker: Worker, error: BaseException | None) -> None:
         task.worker = None
+        again = error is None and task.attempts < self._policy.restart_limit
+        if self._observer is not None and worker.connection is not None:
+            self._observer.died(task.number, worker, worker.progress, again)
         if error is None:
             task.attempts += 1
             error = death(task, worker)
             _LOG.warning("%s", error)
-            if task.attempts <= self._policy.restart_limit:
+            if again:
                 _LOG.info("%s is tried again (%d of %d)", task.fn.name, task.attempts, self._policy.restart_limit)
                 task.future.put_back()
                 self._ready.push_front(task)
                 return
         self._fail(task, error)
+        self._failed += 1
+        self._dropped -= 1
 
     # Limits and the end
 
     def _resize(self, slots: int, workers: int | None) -> None:
         self._pool.slots, self._pool.workers = slots, workers
+        if self._observer is not None:
+            self._observer.capacity(slots)
         if not self._policy.keep:
             return
         active = [w for w in self._workers.workers.values() if not w.stopping]

@@ -30,6 +30,7 @@ from executorlib.task_scheduler.interactive.task import Task, TaskFuture
 from executorlib.task_scheduler.interactive.worker import WINDOW_SECONDS
 from executorlib.task_scheduler.interactive.worker_pool import Site
 from executorlib.task_scheduler.mapping import Submit, calls_of, map_calls
+from executorlib.task_scheduler.observer import Observer
 
 if TYPE_CHECKING:
     import queue
@@ -102,6 +103,8 @@ class InteractiveScheduler(DispatchedScheduler):
         resolve_inputs: whether futures among the arguments are waited for
         make_pool: makes the pool of cores from their number and that of workers; by default those of this machine
         gpu_limit: how many GPUs there are, where they are not those of this machine; None where nobody knows
+        observer: hears of what happens
+        progress: whether a bar is shown
     """
 
     def __init__(
@@ -117,6 +120,8 @@ class InteractiveScheduler(DispatchedScheduler):
         log_obj_size: bool = False,
         make_pool: Callable[[int, int | None], ResourcePool] | None = None,
         gpu_limit: int | None = None,
+        observer: Observer | None = None,
+        progress: bool = False,
     ) -> None:
         self._resources = resources
         self._gpu_limit = gpu_limit if make_pool is not None else len(gpus())
@@ -134,8 +139,8 @@ class InteractiveScheduler(DispatchedScheduler):
             pool = make_pool(slots, workers)
         else:
             pool = ResourcePool(slots, workers, gpus() if resources.gpus or not keep else ())
-        self._dispatcher = Dispatcher(Policy(keep, resources, restart_limit), pool, site, launcher)
-        super().__init__(self._dispatcher, self._dispatcher.shutdown)
+        self._dispatcher = Dispatcher(Policy(keep, resources, restart_limit), pool, site, launcher, observer)
+        super().__init__(self._dispatcher, self._dispatcher.shutdown, progress=progress)
 
     def submit(
         self, fn: Callable[..., Any], /, *args: Any, resource_dict: Mapping[str, Any] | None = None, **kwargs: Any

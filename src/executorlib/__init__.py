@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from executorlib.executor.base import BaseExecutor
     from executorlib.executor.single import SingleNodeExecutor
+    from executorlib.executor.slurm import SlurmJobExecutor
     from executorlib.standalone.hdf import get_cache_data, get_future_from_cache
     from executorlib.standalone.select import get_item_from_future, split_future
     from executorlib.task_scheduler.file.spawner_pysqa import (
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BaseExecutor": "executorlib.executor.base",
     "SingleNodeExecutor": "executorlib.executor.single",
+    "SlurmJobExecutor": "executorlib.executor.slurm",
     "get_cache_data": "executorlib.standalone.hdf",
     "get_cache_data_queue": "executorlib.task_scheduler.file.spawner_pysqa",
     "get_future_from_cache": "executorlib.standalone.hdf",
@@ -36,6 +38,7 @@ _HOMES = {
 __all__ = [
     "BaseExecutor",
     "SingleNodeExecutor",
+    "SlurmJobExecutor",
     "get_cache_data",
     "get_cache_data_queue",
     "get_future_from_cache",

@@ -43,7 +43,7 @@ class ForkServer:
         signal.set_wakeup_fd(self._wake)
         try:
             while True:
-                write = [self._control.fileno()] if self._unsent else []
+                write = [self._control.fileno()] if self._has_unsent else []
                 ready, writable, _ = select.select([self._control.fileno(), self._child_exits], write, [])
                 if writable:
                     self._send_reports()
@@ -51,9 +51,12 @@ class ForkServer:
                     os.read(self._child_exits, 4096)
                     self._reap()
                 if self._control.fileno() in ready:
-                    self._obey(*receive_request(self._control))
+                    self._hear()
         except (EOFError, OSError):  # the program is gone
             self._end_all()
+
+    def _hear(self) -> None:
+        self._obey(*receive_request(self._control))
 
     def _obey(self, request: tuple[Any, ...], fds: list[int]) -> None:
         kind, worker = request[:2]
@@ -125,6 +128,10 @@ class ForkServer:
                     with contextlib.suppress(OSError):
                         os.killpg(pid, signal.SIGKILL)
                 self._report("exited", worker, status)
+
+    @property
+    def _has_unsent(self) -> bool:
+        return bool(self._unsent)
 
     def _report(self, *report: Any) -> None:
         self._unsent += encode_report(report)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from executorlib.standalone.interactive.launcher import Launcher
+from executorlib.standalone.interactive.launcher import Launcher, make_launcher
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import dumps
 from executorlib.task_scheduler.base import TaskSchedulerBase
+from executorlib.task_scheduler.interactive.pool import ResourcePool
 from executorlib.task_scheduler.interactive.scheduler import InteractiveScheduler, Limits
 from executorlib.task_scheduler.interactive.worker_pool import CommandBuilder, Site
 
@@ -89,7 +90,15 @@ def recording_scheduler(options: Options) -> TaskSchedulerBase:
 
 
 def interactive_scheduler(
-    options: Options, command: CommandBuilder, available_cores: int, launcher: Launcher, *, localhost: bool
+    options: Options,
+    command: CommandBuilder,
+    available_cores: int,
+    launcher: Launcher,
+    *,
+    localhost: bool,
+    make_launcher: Callable[[], Launcher] = make_launcher,
+    make_pool: Callable[[int, int | None], ResourcePool] | None = None,
+    gpu_limit: int | None = None,
 ) -> TaskSchedulerBase:
     """The scheduler of live workers for some options.
 
@@ -99,6 +108,9 @@ def interactive_scheduler(
         available_cores: cores that the workers may use where the options set no limit
         launcher: starts the processes
         localhost: whether all workers run on this machine, unless the options say so
+        make_launcher: makes another launcher where this one is lost
+        make_pool: as in `InteractiveScheduler`
+        gpu_limit: as in `InteractiveScheduler`
     """
     if options.records:
         launcher.close()
@@ -114,10 +126,13 @@ def interactive_scheduler(
             hostname_localhost=options.hostname_localhost,
             keep=options.block_allocation,
             init_function=init,
+            make_launcher=make_launcher,
         ),
         launcher,
         keep=options.block_allocation,
         restart_limit=options.restart_limit,
         resolve_inputs=not options.disable_dependencies,
         log_obj_size=options.log_obj_size,
+        make_pool=make_pool,
+        gpu_limit=gpu_limit,
     )

@@ -31,7 +31,15 @@ from executorlib.task_scheduler.interactive.outcome import death, deliver, fail
 from executorlib.task_scheduler.interactive.pool import ReadyQueue, ResourcePool
 from executorlib.task_scheduler.interactive.task import DependencyGraph, Task, failed_input
 from executorlib.task_scheduler.interactive.worker import STALL_SECONDS, Worker
-from executorlib.task_scheduler.interactive.worker_pool import Gone, Heard, PoolEvent, Site, WorkerPool
+from executorlib.task_scheduler.interactive.worker_pool import (
+    Gone,
+    Heard,
+    NodeGone,
+    PoolEvent,
+    Returned,
+    Site,
+    WorkerPool,
+)
 
 _LOG = logging.getLogger("executorlib")
 # When one rank has failed, the others get so long to come to an end themselves.
@@ -71,6 +79,8 @@ class Dispatcher:
         self._ready = ReadyQueue()
         self._open: dict[int, Task] = {}
         self._steal_at: float | None = None
+        # Tasks to be cancelled should they come back from a worker elsewhere, and whether to end them if they do not.
+        self._unwanted: dict[int, bool] = {}
         self._closing = False
         self._fatal: BaseException | None = None
         self.thread = threading.Thread(target=self._run, name="executorlib", daemon=True)
@@ -91,7 +101,7 @@ class Dispatcher:
     def cancel_map(self, tasks: Iterable[Any]) -> None:
         """Cancel those of some tasks that have not begun."""
         some = list(tasks)
-        self.post(lambda: self._cancel_some(some))
+        self.post(lambda: self._cancel_some(some, later=True))
 
     def cancel_running(self, task: Task) -> bool:
         """End the process that runs a task, and cancel the task; returns whether there was anything to end."""
@@ -156,6 +166,10 @@ class Dispatcher:
                 self._heard(event.worker, event.messages)
             elif isinstance(event, Gone):
                 self._gone(event.worker)
+            elif isinstance(event, Returned):
+                self._returned(event.worker, event.tasks)
+            elif isinstance(event, NodeGone):
+                self._pool.leave_out(event.node)
             elif event.worker.queue:  # it has connected, and its task waits for it
                 tasks = list(event.worker.queue)
                 event.worker.queue.clear()
@@ -369,8 +383,10 @@ class Dispatcher:
             return
         now = time.monotonic()
         for worker in reversed(able):
-            if len(worker.queue) < 2 or worker.claims is None:
+            if len(worker.queue) < 2 or not worker.gives_back:
                 break
+            if worker.asked:
+                continue
             stall = worker.progress + STALL_SECONDS
             if stall <= now:
                 self._put_back(worker)
@@ -378,18 +394,35 @@ class Dispatcher:
                 self._steal_at = stall
 
     def _put_back(self, worker: Worker) -> None:
-        for task in reversed(worker.take_back()):
+        self._queue_again(self._workers.take_back(worker))
+
+    def _queue_again(self, tasks: Sequence[Task]) -> None:
+        for task in reversed(tasks):
             task.worker = None
+            if self._unwanted.pop(task.number, None) is not None:
+                self._fail(task, CancelledError())
+                continue
             task.future.put_back()
             self._ready.push_front(task)
+
+    def _returned(self, worker: Worker, tasks: Sequence[Task]) -> None:
+        """A worker elsewhere has given back what it had not begun."""
+        self._queue_again(tasks)
+        for task in list(worker.queue):  # it has begun these
+            if self._unwanted.pop(task.number, False):
+                self._cancel_running(task)
+        if not worker.queue and worker.stopping:
+            self._workers.stop(worker, time.monotonic())
 
     def _cancel_sent(self, task: Task) -> bool:
         self._cancel_some([task])
         return bool(task.future.cancelled())
 
-    def _cancel_some(self, tasks: Sequence[Task]) -> None:
+    def _cancel_some(self, tasks: Sequence[Task], *, later: bool = False) -> None:
         for worker in {task.worker for task in tasks if task.worker is not None}:
             self._put_back(worker)
+            if later and worker.asked:
+                self._unwanted.update(dict.fromkeys((task.number for task in tasks if task.worker is worker), False))
         for task in tasks:
             if task.worker is None and task.number in self._open:
                 self._fail(task, CancelledError())
@@ -398,8 +431,12 @@ class Dispatcher:
         if self._cancel_sent(task):  # else it has begun, and will not come back when its worker has ended
             return True
         worker: Worker | None = task.worker
-        if worker is None or not worker.queue or worker.queue[0] is not task:
+        if worker is None or not worker.queue:
             return False
+        if worker.queue[0] is not task:  # its worker is asked for it
+            if worker.asked:
+                self._unwanted[task.number] = True
+            return worker.asked
         worker.accused = task.number
         worker.verdict = CancelledError()
         self._workers.kill(worker, time.monotonic())
@@ -455,6 +492,12 @@ class Dispatcher:
         worker.close_claims()
         queue, worker.queue = list(worker.queue), type(worker.queue)()
         if worker.stopping and not queue:
+            return
+        if worker.connection is None and self._pool.is_left_out(worker.allotment):
+            for task in reversed(queue):  # there are other nodes
+                task.worker = None
+                task.future.put_back()
+                self._ready.push_front(task)
             return
         if worker.verdict is not None:
             error = worker.verdict
@@ -513,6 +556,8 @@ class Dispatcher:
             return
         for worker in list(self._workers.workers.values()):
             self._put_back(worker)
+            if worker.asked:
+                self._unwanted.update(dict.fromkeys((task.number for task in worker.queue), False))
         self._ready.clear()
         for task in list(self._open.values()):
             if task.worker is None:

@@ -9,9 +9,29 @@ from executorlib.standalone.resources import Resources
 from executorlib.task_scheduler.interactive.task import Task
 
 
+class Place(NamedTuple):
+    """What a task has of a compute node."""
+
+    node: str
+    ranks: int
+    cores: int
+    gpus: int = 0
+
+
 class Allotment(NamedTuple):
+    """What a task has been given.
+
+    Attributes:
+        slots: cores
+        gpus: names of GPUs
+        places: on which compute nodes, where there are several
+        overlap: whether others may have been given the same cores
+    """
+
     slots: int
     gpus: tuple[str, ...] = ()
+    places: tuple[Place, ...] = ()
+    overlap: bool = False
 
 
 class ResourcePool:
@@ -51,6 +71,14 @@ class ResourcePool:
         self.used_slots -= allotment.slots
         self.used_workers -= 1
         self._gpus.extend(allotment.gpus)
+
+    def leave_out(self, node: str) -> bool:
+        """Use a compute node no more; returns whether that is possible."""
+        return False
+
+    def is_left_out(self, allotment: Allotment) -> bool:
+        """Whether a compute node of this allotment is used no more."""
+        return False
 
 
 class ReadyQueue:

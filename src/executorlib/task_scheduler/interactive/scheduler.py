@@ -100,6 +100,8 @@ class InteractiveScheduler(TaskSchedulerBase):
         keep: whether workers are kept for further calls
         restart_limit: how often a call is tried again after the death of its worker
         resolve_inputs: whether futures among the arguments are waited for
+        make_pool: makes the pool of cores from their number and that of workers; by default those of this machine
+        gpu_limit: how many GPUs there are, where they are not those of this machine; None where nobody knows
     """
 
     def __init__(
@@ -113,8 +115,11 @@ class InteractiveScheduler(TaskSchedulerBase):
         restart_limit: int = 0,
         resolve_inputs: bool = True,
         log_obj_size: bool = False,
+        make_pool: Callable[[int, int | None], ResourcePool] | None = None,
+        gpu_limit: int | None = None,
     ) -> None:
         self._resources = resources
+        self._gpu_limit = gpu_limit if make_pool is not None else len(gpus())
         self._limits = limits
         self._keep = keep
         self._resolve_inputs = resolve_inputs
@@ -127,7 +132,10 @@ class InteractiveScheduler(TaskSchedulerBase):
         self._owner = os.getpid()
         self._check(resources)
         slots, workers = self._capacity()
-        pool = ResourcePool(slots, workers, gpus() if resources.gpus or not keep else ())
+        if make_pool is not None:
+            pool = make_pool(slots, workers)
+        else:
+            pool = ResourcePool(slots, workers, gpus() if resources.gpus or not keep else ())
         self._dispatcher = Dispatcher(Policy(keep, resources, restart_limit), pool, site, launcher)
         # The dispatcher's thread does not hold the scheduler: without users it ends, when its tasks have.
         self._finalizer = weakref.finalize(self, self._dispatcher.shutdown)
@@ -300,10 +308,11 @@ class InteractiveScheduler(TaskSchedulerBase):
                 f"{resources.slots} (cores={resources.cores} x threads_per_core={resources.threads_per_core or 1}), "
                 f"the executor has max_cores={limit}."
             )
-        if resources.gpus > len(gpus()):
+        if self._gpu_limit is not None and resources.gpus > self._gpu_limit:
+            where = "this machine" if self._gpu_limit == len(gpus()) else "the allocation"
             raise TypeError(
                 f"The task needs {resources.gpus} GPUs (cores={resources.cores} x gpus_per_core="
-                f"{resources.gpus_per_core}), but this machine offers {len(gpus())}."
+                f"{resources.gpus_per_core}), but {where} offers {self._gpu_limit}."
             )
 
     def _check_kept(self, resources: Resources) -> None:

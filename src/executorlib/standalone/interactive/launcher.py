@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 
 
 class Launcher(ABC):
-    """Starts processes for workers. All methods are called by the dispatcher's thread alone."""
+    """Starts processes for workers. All methods are called by the dispatcher's thread alone.
+
+    Attributes:
+        queues: whether a process may have to wait for its turn before it is `Started`
+    """
+
+    queues: bool = False
 
     @abstractmethod
     def fileno(self) -> int:

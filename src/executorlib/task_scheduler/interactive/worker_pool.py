@@ -163,10 +163,10 @@ class WorkerPool:
             self._fork(worker, launcher)
         elif argv is None and worker.allotment.places:
             self._fork_on_node(worker, cast("NodeLauncher", launcher))
-            worker.deadline = now + START_SECONDS
+            worker.deadline = None if launcher.queues else now + START_SECONDS
         else:
             self._execute(worker, launcher, argv or program)
-            worker.deadline = now + START_SECONDS
+            worker.deadline = None if launcher.queues else now + START_SECONDS
 
     def _launch(self) -> Launcher:
         if self._launcher is None:
@@ -452,6 +452,8 @@ class WorkerPool:
             return
         if isinstance(event, Started):
             worker.pid = event.pid
+            if worker.connection is None and worker.deadline is None and not worker.doomed:
+                worker.deadline = time.monotonic() + START_SECONDS  # it has waited for its turn until now
             _LOG.debug("started %r", worker)
             return
         worker.clean = isinstance(event, Exited) and event.clean

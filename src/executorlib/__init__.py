@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from executorlib.executor.base import BaseExecutor
     from executorlib.executor.flux import FluxJobExecutor
     from executorlib.executor.single import SingleNodeExecutor
-    from executorlib.executor.slurm import SlurmJobExecutor
+    from executorlib.executor.slurm import SlurmClusterExecutor, SlurmJobExecutor
     from executorlib.standalone.hdf import get_cache_data, get_future_from_cache
     from executorlib.standalone.select import get_item_from_future, split_future
     from executorlib.task_scheduler.file.spawner_pysqa import (
@@ -27,6 +27,7 @@ _HOMES = {
     "BaseExecutor": "executorlib.executor.base",
     "FluxJobExecutor": "executorlib.executor.flux",
     "SingleNodeExecutor": "executorlib.executor.single",
+    "SlurmClusterExecutor": "executorlib.executor.slurm",
     "SlurmJobExecutor": "executorlib.executor.slurm",
     "get_cache_data": "executorlib.standalone.hdf",
     "get_cache_data_queue": "executorlib.task_scheduler.file.spawner_pysqa",
@@ -41,6 +42,7 @@ __all__ = [
     "BaseExecutor",
     "FluxJobExecutor",
     "SingleNodeExecutor",
+    "SlurmClusterExecutor",
     "SlurmJobExecutor",
     "get_cache_data",
     "get_cache_data_queue",

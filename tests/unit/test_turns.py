@@ -62,6 +62,6 @@ def test_between_two_processes(turns: object) -> None:
         returned |= set(range(begun + 1, last + 1))
         time.sleep(0.0005)
     with os.fdopen(read) as file:
-        done = set(map(int, file.read().split()))
-    assert not done & returned
-    assert done | returned == set(range(1, messages * size + 1))
+        begun_there = set(map(int, file.read().split()))
+    assert not begun_there & returned
+    assert begun_there | returned == set(range(1, messages * size + 1))

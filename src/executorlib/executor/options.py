@@ -65,14 +65,17 @@ class Options:
         if not self.wait:
             raise ValueError("wait=False leaves jobs behind: only the cluster executors have such jobs.")
 
-    def resources(self) -> Resources:
+    def resources(self, *, template: bool = False) -> Resources:
         """The resources of every call.
+
+        Args:
+            template: whether unknown keys are variables of a submission template
 
         Raises:
             TypeError, pydantic.ValidationError: the resource_dict is wrong
         """
         base = Resources(openmpi_oversubscribe=self.openmpi_oversubscribe, cache_directory=self.cache_directory)
-        return base.updated(self.resource_dict or {})
+        return base.updated(self.resource_dict or {}, template=template)
 
     @property
     def records(self) -> bool:
@@ -99,6 +102,7 @@ def interactive_scheduler(
     make_launcher: Callable[[], Launcher] = make_launcher,
     make_pool: Callable[[int, int | None], ResourcePool] | None = None,
     gpu_limit: int | None = None,
+    template: bool = False,
 ) -> TaskSchedulerBase:
     """The scheduler of live workers for some options.
 
@@ -111,6 +115,7 @@ def interactive_scheduler(
         make_launcher: makes another launcher where this one is lost
         make_pool: as in `InteractiveScheduler`
         gpu_limit: as in `InteractiveScheduler`
+        template: whether unknown keys of the resource_dict are variables of a submission template
     """
     if options.records:
         launcher.close()
@@ -118,7 +123,7 @@ def interactive_scheduler(
     here = localhost if options.hostname_localhost is None else options.hostname_localhost
     init = dumps(options.init_function) if options.init_function is not None else None
     return InteractiveScheduler(
-        options.resources(),
+        options.resources(template=template),
         Limits(options.max_workers, options.max_cores, available_cores),
         Site(
             command,

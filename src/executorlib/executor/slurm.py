@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from executorlib.standalone.resources import Resources
     from executorlib.standalone.slurm import Allocation
     from executorlib.task_scheduler.base import TaskSchedulerBase
+    from executorlib.task_scheduler.file.batch_script import BatchSystem
     from executorlib.task_scheduler.interactive.pool import Allotment
 
 
@@ -79,6 +80,111 @@ class SlurmJobExecutor(BaseExecutor):
             openmpi_oversubscribe=openmpi_oversubscribe,
         )
         super().__init__(recording_scheduler(options) if options.records else _job_scheduler(options, pmi_mode))
+
+
+class SlurmClusterExecutor(BaseExecutor):
+    """Runs each call as a batch job of Slurm; the calls of a ``map`` as an array of jobs.
+
+    Input and output are files in the cache directory, by default ``executorlib_cache``, which the compute nodes must
+    see too. The jobs outlive the program with ``wait=False``, or if it is killed; a program that makes the same calls
+    gets their results. With ``block_allocation=True`` the jobs are workers instead, which are connected to this program
+    and get call after call.
+
+    The parameters are those of `executorlib.executor.options.Options`, and
+
+    Args:
+        pysqa_config_directory: configuration of the queueing system, as pysqa takes it (``queue.yaml`` and templates);
+            without it the template of `executorlib.task_scheduler.file.batch_script` is used, or the
+            ``submission_template`` of the resource_dict
+        pmi_mode: as in `SlurmJobExecutor`
+        restart_limit: how often a job that was preempted, lost with its node, or ended at its time limit runs again
+
+    Unknown keys of the ``resource_dict`` are variables of the template, such as ``partition`` and ``memory_max`` (GB).
+
+    Raises:
+        ModuleNotFoundError: there is no pysqa
+        ValueError: a parameter is given that jobs without a connection to the program cannot have; or
+            ``block_allocation`` without a number of workers
+        TypeError: the resource_dict is wrong (``pydantic.ValidationError`` where pydantic is installed)
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        cache_directory: str | None = None,
+        max_cores: int | None = None,
+        resource_dict: dict[str, Any] | None = None,
+        pysqa_config_directory: str | None = None,
+        pmi_mode: str | None = None,
+        hostname_localhost: bool | None = None,
+        block_allocation: bool = False,
+        init_function: Callable[..., Any] | None = None,
+        disable_dependencies: bool = False,
+        refresh_rate: float = 0.01,
+        plot_dependency_graph: bool = False,
+        plot_dependency_graph_filename: str | None = None,
+        export_workflow_filename: str | None = None,
+        log_obj_size: bool = False,
+        wait: bool = True,
+        openmpi_oversubscribe: bool = False,
+        restart_limit: int = 0,
+    ) -> None:
+        from executorlib.task_scheduler.file.batch_script import BatchSystem
+
+        if block_allocation:
+            from executorlib.executor.options import Options, recording_scheduler
+
+            options = Options(
+                max_workers=max_workers,
+                cache_directory=cache_directory,
+                max_cores=max_cores,
+                resource_dict=resource_dict,
+                hostname_localhost=hostname_localhost,
+                block_allocation=True,
+                init_function=init_function,
+                disable_dependencies=disable_dependencies,
+                refresh_rate=refresh_rate,
+                plot_dependency_graph=plot_dependency_graph,
+                plot_dependency_graph_filename=plot_dependency_graph_filename,
+                export_workflow_filename=export_workflow_filename,
+                log_obj_size=log_obj_size,
+                wait=wait,
+                restart_limit=restart_limit,
+                openmpi_oversubscribe=openmpi_oversubscribe,
+            )
+            if options.records:
+                super().__init__(recording_scheduler(options))
+            else:
+                super().__init__(_batch_workers(options, BatchSystem(pysqa_config_directory, pmi_mode)))
+            return
+
+        from executorlib.executor.cluster import ClusterOptions, file_scheduler
+        from executorlib.task_scheduler.file.slurm_jobs import SlurmJobs
+
+        cluster_options = ClusterOptions(
+            max_workers=max_workers,
+            cache_directory=cache_directory,
+            max_cores=max_cores,
+            resource_dict=resource_dict,
+            hostname_localhost=hostname_localhost,
+            init_function=init_function,
+            disable_dependencies=disable_dependencies,
+            refresh_rate=refresh_rate,
+            plot_dependency_graph=plot_dependency_graph,
+            plot_dependency_graph_filename=plot_dependency_graph_filename,
+            export_workflow_filename=export_workflow_filename,
+            wait=wait,
+            openmpi_oversubscribe=openmpi_oversubscribe,
+        )
+        super().__init__(
+            file_scheduler(
+                cluster_options,
+                lambda: SlurmJobs(BatchSystem(pysqa_config_directory, pmi_mode), restart_limit),
+                pysqa_config_directory=pysqa_config_directory,
+                backend="slurm",
+                pmi_mode=pmi_mode,
+            )
+        )
 
 
 def _job_scheduler(options: Options, pmi_mode: str | None) -> TaskSchedulerBase:
@@ -156,3 +262,43 @@ class _Steps:
             time_limit=not self._keep,
             overlap=allotment.overlap,
         )
+
+
+def _batch_workers(options: Options, system: BatchSystem) -> TaskSchedulerBase:
+    """The scheduler of workers that are batch jobs.
+
+    Raises:
+        ValueError: nothing says how many
+    """
+    from executorlib.executor.options import interactive_scheduler
+    from executorlib.standalone.interactive.launcher import Launcher
+    from executorlib.task_scheduler.file.scheduler import DEFAULT_DIRECTORY
+    from executorlib.task_scheduler.interactive.batch_launcher import BatchLauncher
+    from executorlib.task_scheduler.interactive.pool import ResourcePool
+
+    if options.max_workers is None and options.max_cores is None:
+        raise ValueError(
+            "Block allocation requires a fixed set of computational resources. Neither max_cores nor max_workers are "
+            "defined."
+        )
+    resources = options.resources(template=True)
+    folder = os.path.abspath(options.cache_directory or DEFAULT_DIRECTORY)
+
+    def launcher() -> Launcher:
+        return BatchLauncher(system, resources, folder)
+
+    started = launcher()
+    try:
+        return interactive_scheduler(
+            options,
+            lambda resources, program, allotment: program,
+            1,
+            started,
+            localhost=False,
+            make_launcher=launcher,
+            make_pool=lambda slots, workers: ResourcePool(slots, workers),
+            template=True,
+        )
+    except BaseException:
+        started.close()
+        raise

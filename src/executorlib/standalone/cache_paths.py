@@ -84,8 +84,21 @@ class CachePaths:
     @property
     def claim(self) -> str:
         """The process that runs the task, see `cache_claim`."""
+        return self._note(".run")
+
+    @property
+    def queue_note(self) -> str:
+        """The number of the task's job, see `cache_queue`."""
+        return self._note(".job")
+
+    def _note(self, suffix: str) -> str:
         folder = os.path.dirname(self.job_directory)
-        return os.path.join(folder, f"{_RESERVED}-{sha256(os.fsencode(self.stem)).hexdigest()[:32]}.run")
+        return os.path.join(folder, f"{_RESERVED}-{sha256(os.fsencode(self.stem)).hexdigest()[:32]}{suffix}")
+
+
+def array_directory(directory: str, name: str) -> str:
+    """Where the script, the list of inputs and the logs of an array of jobs lie."""
+    return os.path.join(directory, f"{_RESERVED}-array-{name}")
 
 
 def aliased_output(directory: str | os.PathLike[str], alias: str) -> CachePaths | None:

@@ -177,6 +177,7 @@ def step_command(
     pmi_mode: str | None = None,
     time_limit: bool = False,
     overlap: bool = False,
+    srun: str | None = None,
 ) -> list[str]:
     """The command line of a step.
 
@@ -187,8 +188,9 @@ def step_command(
         pmi_mode: how ranks find each other, as ``srun --mpi`` takes it
         time_limit: whether Slurm is to end the step some time after the ``run_time_max``
         overlap: whether the step may run on CPUs that others use
+        srun: the name of the command, where it is not run here
     """
-    command = [srun_path(), f"--ntasks={resources.cores}"]
+    command = [srun or srun_path(), f"--ntasks={resources.cores}"]
     if resources.cores > 1:  # the others would wait for a rank that has died for ever
         command.append("--kill-on-bad-exit=1")
     threads = resources.threads_per_core or 1

@@ -74,7 +74,7 @@ class FluxLauncher(Launcher):
         flux_executor: a ``flux.job.FluxExecutor`` of the user, which is to submit the jobs; of the same instance
     """
 
-    queues = True
+    waits_for_ever = True
 
     def __init__(self, handle: Any = None, flux_executor: Any = None) -> None:
         self._handle = open_handle() if handle is None else handle

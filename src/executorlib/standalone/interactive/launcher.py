@@ -31,10 +31,10 @@ class Launcher(ABC):
     """Starts processes for workers. All methods are called by the dispatcher's thread alone.
 
     Attributes:
-        queues: whether a process may have to wait for its turn before it is `Started`
+        waits_for_ever: whether a worker may have to wait for its start for any time, as a batch job does
     """
 
-    queues: bool = False
+    waits_for_ever: bool = False
 
     @abstractmethod
     def fileno(self) -> int:

@@ -102,7 +102,7 @@ class NodeLauncher(Launcher):
         idle_seconds: float | None = None,
     ) -> None:
         self._local = local
-        self.queues = local.queues
+        self.waits_for_ever = local.waits_for_ever
         self._idle_seconds = idle_seconds
         self._slots = slots
         self._command = command
@@ -262,7 +262,7 @@ class NodeLauncher(Launcher):
         finally:
             os.close(write)
         agent.stderr = read
-        agent.deadline = None if self._local.queues else agent.started + self._start_seconds
+        agent.deadline = None if self._local.waits_for_ever else agent.started + self._start_seconds
         self._selector.register(read, selectors.EVENT_READ, lambda: self._hear_stderr(agent))
         self._agents[node] = self._by_number[agent.number] = agent
         return agent

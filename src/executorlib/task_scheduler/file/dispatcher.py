@@ -19,7 +19,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, cast
 
@@ -34,6 +34,7 @@ from executorlib.standalone.cache_outcome import (
     write_outcome,
 )
 from executorlib.standalone.cache_paths import remember_alias
+from executorlib.standalone.cache_queue import JobNumber
 from executorlib.standalone.cache_trust import make_private_directory
 from executorlib.standalone.cache_watch import TaskRemovedError
 from executorlib.standalone.errors import WorkerDiedError
@@ -62,10 +63,13 @@ class FileDispatcher:
         self._launcher = launcher
         self._watch = OutputWatch(refresh_rate)
         descriptor = launcher.fileno()
-        self._inbox: Inbox[Callable[[], None] | FileTask] = Inbox(*([] if descriptor is None else [descriptor]))
+        self._inbox: Inbox[Callable[[], None] | FileTask | Sequence[FileTask]] = Inbox(
+            *([] if descriptor is None else [descriptor])
+        )
         self._tasks: dict[str, FileTask] = {}  # by output file
         self._open: dict[int, FileTask] = {}  # whose calls have no name yet
-        self._jobs: dict[int, FileTask] = {}
+        self._jobs: dict[JobNumber, FileTask] = {}
+        self._gathered: list[FileTask] | None = None  # while tasks are admitted that were submitted together
         self._late: list[FileTask] = []  # whose job has ended, and whose output may come into sight
         self._directories: set[str] = set()
         self._closing = False
@@ -77,8 +81,8 @@ class FileDispatcher:
 
     # From any thread
 
-    def post(self, item: Callable[[], None] | FileTask) -> None:
-        """Hand over a task, or something to do in the dispatcher's thread."""
+    def post(self, item: Callable[[], None] | FileTask | Sequence[FileTask]) -> None:
+        """Hand over a task, or several together, or something to do in the dispatcher's thread."""
         self._inbox.put(item)
         if self.finished:  # it ended while this was on its way
             self._refuse_inbox()
@@ -176,8 +180,10 @@ class FileDispatcher:
         for item in self._inbox.take():
             if isinstance(item, FileTask):
                 self._admit(item)
-            else:
+            elif callable(item):
                 item()
+            else:
+                self._admit_together(item)
 
     def _end(self) -> None:
         self.finished = True
@@ -190,11 +196,12 @@ class FileDispatcher:
 
     def _refuse_inbox(self) -> None:
         for item in self._inbox.take_all():
-            if isinstance(item, FileTask):
-                reason = self._fatal or "cannot schedule new futures after shutdown"
-                self._fail(item, RuntimeError(str(reason)))
-            else:
+            if callable(item):
                 item()
+                continue
+            reason = self._fatal or "cannot schedule new futures after shutdown"
+            for task in [item] if isinstance(item, FileTask) else item:
+                self._fail(task, RuntimeError(str(reason)))
 
     # A task begins
 
@@ -204,6 +211,23 @@ class FileDispatcher:
             self._wait_for_inputs(task)
         else:
             self._enter(task)
+
+    def _admit_together(self, tasks: Sequence[FileTask]) -> None:
+        """Admit tasks, and submit together the jobs of those that need one now."""
+        self._gathered = []
+        try:
+            for task in tasks:
+                self._admit(task)
+        finally:
+            gathered, self._gathered = self._gathered, None
+        gathered = [task for task in gathered if task.futures]
+        if gathered:
+            numbers = self._launcher.submit_together([self._job(task) for task in gathered])
+            for task, number in zip(gathered, numbers, strict=True):
+                if isinstance(number, Exception):
+                    self._fail(task, number)
+                else:
+                    self._has_job(task, number)
 
     def _enter(self, task: FileTask) -> None:
         """A task has its name: find it in the cache, or put it there."""
@@ -305,7 +329,10 @@ class FileDispatcher:
             jobs.append(known.job)
         self._submit(task, tuple(jobs))
 
-    def _submit(self, task: FileTask, depends_on: tuple[int, ...]) -> None:
+    def _submit(self, task: FileTask, depends_on: tuple[JobNumber, ...]) -> None:
+        if self._gathered is not None and not depends_on:
+            self._gathered.append(task)
+            return
         try:
             job = self._launcher.submit(self._job(task, depends_on))
         except Exception as error:
@@ -313,14 +340,14 @@ class FileDispatcher:
         else:
             self._has_job(task, job)
 
-    def _has_job(self, task: FileTask, job: int) -> None:
+    def _has_job(self, task: FileTask, job: JobNumber) -> None:
         task.job = job
         self._jobs[job] = task
         for future in task.futures:
             future.queue_id = job
 
-    def _job(self, task: FileTask, depends_on: tuple[int, ...] = ()) -> Job:
-        return Job(task.files, task.resources, depends_on)
+    def _job(self, task: FileTask, depends_on: tuple[JobNumber, ...] = ()) -> Job:
+        return Job(task.files, task.resources, depends_on, task.name)
 
     # A task ends
 
@@ -395,6 +422,8 @@ class FileDispatcher:
             remember_alias(paths, task.call.alias)
         if fresh:  # an input beside it is that of a worker that was killed between the two
             remove(paths.input)
+        if task.job is not None and self._launcher.settled(task.job):
+            self._jobs.pop(task.job, None)
         self._finish(task, outcome)
         return True
 

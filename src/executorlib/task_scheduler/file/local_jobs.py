@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 
 from executorlib.standalone import cache_claim
 from executorlib.standalone.cache_outcome import is_ended
+from executorlib.standalone.cache_queue import JobNumber
 from executorlib.standalone.command import PATH_VARIABLE, mpiexec_command
 from executorlib.standalone.hardware import thread_environment
 from executorlib.standalone.interactive.control import send_request
@@ -165,7 +166,8 @@ class LocalJobs(JobLauncher):
         changes, self._changes = self._changes, []
         return changes
 
-    def cancel(self, job: int) -> None:
+    def cancel(self, job: JobNumber) -> None:
+        assert isinstance(job, int)
         if self._waiting.pop(job, None) is not None:
             return
         process = self._processes.get(job)

@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, cast
@@ -22,6 +22,7 @@ from executorlib.task_scheduler.base import TaskSchedulerBase
 from executorlib.task_scheduler.file.dispatcher import FileDispatcher
 from executorlib.task_scheduler.file.launcher import JobLauncher
 from executorlib.task_scheduler.file.task import Call, FileFuture, FileTask, OpenCall, reference
+from executorlib.task_scheduler.mapping import calls_of, map_calls
 
 DEFAULT_DIRECTORY = "executorlib_cache"
 
@@ -71,6 +72,34 @@ class FileScheduler(TaskSchedulerBase):
         if resource_dict:
             resources = updated(resources, resource_dict, stacklevel=4)
         self._check_open()
+        future, task = self._prepared(fn, list(args), kwargs, resources)
+        if task is not None:
+            self._dispatcher.post(task)
+        return future
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any] | Future[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[Any]:
+        self._check_open()
+        calls, finite = calls_of(iterables)
+
+        def submit(some: Iterable[tuple[Any, ...]]) -> list[Future[Any]]:
+            made = [self._prepared(fn, list(args), {}, self._resources) for args in some]
+            self._check_open()
+            self._dispatcher.post([task for _, task in made if task is not None])
+            return [future for future, _ in made]
+
+        return map_calls(submit, calls, finite, timeout, buffersize)
+
+    def _prepared(
+        self, fn: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], resources: Resources
+    ) -> tuple[FileFuture, FileTask | None]:
+        """A call and its future; None for a call that has failed already."""
         if takes_parameter(fn, "resource_dict"):
             raise ValueError(
                 f"{function_name(fn)} has a parameter called resource_dict, a name that submit needs for "
@@ -79,7 +108,7 @@ class FileScheduler(TaskSchedulerBase):
             )
         future = FileFuture()
         try:
-            task = self._task(fn, list(args), kwargs, resources, future)
+            task = self._task(fn, args, kwargs, resources, future)
         except Exception as error:
             future.set_exception(error)
         except SystemExit as error:
@@ -87,9 +116,10 @@ class FileScheduler(TaskSchedulerBase):
             reason.__cause__ = error
             future.set_exception(reason)
         else:
+            task.name = function_name(fn)
             future.bind(self._dispatcher, cast(Any, task))
-            self._dispatcher.post(task)
-        return future
+            return future, task
+        return future, None
 
     def _task(
         self, fn: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], resources: Resources, future: FileFuture

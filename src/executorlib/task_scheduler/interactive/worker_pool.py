@@ -163,10 +163,10 @@ class WorkerPool:
             self._fork(worker, launcher)
         elif argv is None and worker.allotment.places:
             self._fork_on_node(worker, cast("NodeLauncher", launcher))
-            worker.deadline = None if launcher.queues else now + START_SECONDS
+            worker.deadline = None if launcher.waits_for_ever else now + START_SECONDS
         else:
             self._execute(worker, launcher, argv or program)
-            worker.deadline = None if launcher.queues else now + START_SECONDS
+            worker.deadline = None if launcher.waits_for_ever else now + START_SECONDS
 
     def _launch(self) -> Launcher:
         if self._launcher is None:

@@ -63,9 +63,9 @@ test: $(VENV)/.full ## the test suite (PYTEST_ARGS=...)
 	@$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
 
 test-faults: $(VENV)/.full ## the tests of things that break, REPEAT=n times
-	@export FUZZ_INPUTS=$${FUZZ_INPUTS:-100000}; for round in $$(seq 1 $(REPEAT)); do \
+	@export FUZZ_INPUTS=$${FUZZ_INPUTS:-$$((100000 / $(REPEAT)))}; for round in $$(seq 1 $(REPEAT)); do \
 	    echo "faults: round $$round of $(REPEAT)"; \
-	    $(PY) -m pytest -m "faults and not soak" $(PYTEST_ARGS) || exit 1; \
+	    $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadgroup -m "faults and not soak" $(PYTEST_ARGS) || exit 1; \
 	done
 
 soak: $(VENV)/.full ## minutes of load with deaths, resizes and cancels

@@ -6,6 +6,7 @@ the greeting and the key, never unpickled, and it is dropped with one line in th
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
@@ -161,11 +162,17 @@ class Listener:
         return random.choice(list(self.guests.values()))
 
     def accept(self) -> Guest | None:
-        """The next peer at the door; None when there is none."""
+        """The next peer at the door; None when there is none.
+
+        Raises:
+            OSError: there is one, and no descriptor left for it
+        """
         try:
             sock, _ = self.sock.accept()
-        except OSError:  # it has gone again
-            return None
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                raise
+            return None  # it has gone again
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

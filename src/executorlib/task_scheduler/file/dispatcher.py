@@ -38,6 +38,7 @@ from executorlib.standalone.cache_queue import JobNumber
 from executorlib.standalone.cache_trust import make_private_directory
 from executorlib.standalone.cache_watch import TaskRemovedError
 from executorlib.standalone.errors import WorkerDiedError
+from executorlib.standalone.select import will_end
 from executorlib.standalone.serialize import dumps
 from executorlib.task_scheduler.file.inbox import Inbox
 from executorlib.task_scheduler.file.launcher import Job, JobChange, JobLauncher, JobState, LeftJob
@@ -89,13 +90,17 @@ class FileDispatcher:
 
     def waiting(self) -> list[FileFuture]:
         """The futures of the tasks whose jobs have not begun."""
+        return self._ask(self._waiting)
+
+    def _ask(self, question: Callable[[], list[FileFuture]]) -> list[FileFuture]:
+        """Have something answered in the dispatcher's thread."""
         if threading.current_thread() is self.thread:
-            return self._waiting()
+            return question()
         answered = threading.Event()
         answer: list[FileFuture] = []
 
         def reply() -> None:
-            answer.extend(self._waiting())
+            answer.extend(question())
             answered.set()
 
         self.post(reply)
@@ -133,9 +138,13 @@ class FileDispatcher:
         """End now; the jobs go on, and those that have not begun are begun without this program."""
         self.post(self._leave)
 
-    def cancel_waiting(self) -> None:
-        """Cancel the tasks whose inputs nobody here will provide."""
-        self.post(self._cancel_waiting)
+    def open_futures(self) -> set[int]:
+        """The identities of the futures that will still be done."""
+        return {id(future) for future in self._ask(self._futures)}
+
+    def cancel_waiting(self, provided: set[int]) -> None:
+        """Cancel the tasks with inputs that are neither done nor derived from futures of these identities."""
+        self.post(lambda: self._cancel_waiting(provided))
 
     def after_fork(self) -> None:
         """In a child of the program: this executor is not the child's, nor are its jobs."""
@@ -512,10 +521,12 @@ class FileDispatcher:
             if origin is not None and origin.paths is not None and not origin.done():
                 yield origin.paths.output
 
-    def _cancel_waiting(self) -> None:
-        ours = {future for task in [*self._open.values(), *self._tasks.values()] for future in task.futures}
+    def _futures(self) -> list[FileFuture]:
+        return [future for task in [*self._open.values(), *self._tasks.values()] for future in task.futures]
+
+    def _cancel_waiting(self, provided: set[int]) -> None:
         for task in list(self._open.values()):
-            if any(not future.done() and task_future(future) not in ours for future in task.inputs):
+            if not all(will_end(future, provided) for future in task.inputs):
                 self._fail(task, CancelledError())
 
 

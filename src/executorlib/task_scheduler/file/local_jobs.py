@@ -30,7 +30,7 @@ from executorlib.standalone import cache_claim
 from executorlib.standalone.cache_outcome import is_ended
 from executorlib.standalone.cache_queue import JobNumber
 from executorlib.standalone.command import PATH_VARIABLE, mpiexec_command
-from executorlib.standalone.hardware import thread_environment
+from executorlib.standalone.hardware import program_environment, thread_environment
 from executorlib.standalone.interactive.control import send_request
 from executorlib.standalone.interactive.events import Exited, LauncherLostError, Started, describe_exit
 from executorlib.standalone.interactive.launcher import ForkServer, has_fork_server
@@ -285,7 +285,7 @@ class LocalJobs(JobLauncher):
         return _Process(number, job, popen.pid, popen, None, allotment, ranks=not serial, deadline=None)
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, PATH_VARIABLE: json.dumps([os.path.abspath(entry) for entry in sys.path])}
+        return {**program_environment(), PATH_VARIABLE: json.dumps([os.path.abspath(entry) for entry in sys.path])}
 
     def _adopt(self, number: int, job: Job, claim: cache_claim.Claim) -> None:
         """Watch the process of another program, or of an executor before this one."""

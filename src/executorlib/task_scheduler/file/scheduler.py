@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
-import os
 import pickle
 import queue
-import sys
-import threading
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -18,7 +13,7 @@ from typing import Any, cast
 from executorlib.standalone.functions import function_name, takes_parameter
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import dumps_with_inputs, loads_with_inputs
-from executorlib.task_scheduler.base import TaskSchedulerBase
+from executorlib.task_scheduler.dispatched import DispatchedScheduler
 from executorlib.task_scheduler.file.dispatcher import FileDispatcher
 from executorlib.task_scheduler.file.launcher import JobLauncher
 from executorlib.task_scheduler.file.task import Call, FileFuture, FileTask, OpenCall, reference
@@ -44,7 +39,7 @@ class Settings:
     max_workers: int | None = None
 
 
-class FileScheduler(TaskSchedulerBase):
+class FileScheduler(DispatchedScheduler):
     """Runs calls as jobs whose input and output are files in a cache directory.
 
     Args:
@@ -56,14 +51,8 @@ class FileScheduler(TaskSchedulerBase):
     def __init__(self, resources: Resources, launcher: JobLauncher, settings: Settings) -> None:
         self._resources = resources
         self._settings = settings
-        self._closed = False
-        self._owner = os.getpid()
         self._dispatcher = FileDispatcher(launcher, settings.refresh_rate)
-        # The dispatcher's thread does not hold the scheduler: without users it ends, when its tasks have.
-        end = self._dispatcher.shutdown if settings.wait else self._dispatcher.leave
-        self._finalizer = weakref.finalize(self, end)
-        self._finalizer.atexit = False
-        _running.add(self)
+        super().__init__(self._dispatcher, self._dispatcher.shutdown if settings.wait else self._dispatcher.leave)
 
     def submit(
         self, fn: Callable[..., Any], /, *args: Any, resource_dict: Mapping[str, Any] | None = None, **kwargs: Any
@@ -171,24 +160,10 @@ class FileScheduler(TaskSchedulerBase):
             self._end(dispatcher.leave, True)
 
     def finish(self) -> None:
-        """At the end of the program: do what can still be done, and cancel what waits for others."""
-        if not self._settings.wait:
-            self._end(self._dispatcher.leave, True)
-            return
-        if self._owner == os.getpid():
-            self._dispatcher.cancel_waiting()
-        self._end(self._dispatcher.shutdown, True)
+        self._end(self._dispatcher.shutdown if self._settings.wait else self._dispatcher.leave, False)
 
     def terminate_workers(self) -> None:
-        self._end(self._dispatcher.kill, True)
-
-    def _end(self, how: Callable[[], None], wait: bool) -> None:
-        self._closed = True
-        if self._owner != os.getpid():
-            return
-        how()
-        if wait and threading.current_thread() is not self._dispatcher.thread:
-            self._dispatcher.thread.join()
+        self._end(self._dispatcher.kill if self._settings.wait else self._dispatcher.leave, True)
 
     @property
     def max_workers(self) -> int | None:
@@ -214,15 +189,6 @@ class FileScheduler(TaskSchedulerBase):
     def __len__(self) -> int:
         return len(self._dispatcher.waiting())
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("cannot schedule new futures after shutdown")
-        if self._owner != os.getpid():
-            raise RuntimeError(
-                "This executor belongs to the process that made it, not to one forked from it: "
-                "make a new executor here."
-            )
-
 
 def updated(resources: Resources, resource_dict: Mapping[str, Any], *, stacklevel: int) -> Resources:
     """Resources with what a call asks for; keys that are not known are variables of a submission template.
@@ -240,29 +206,3 @@ def updated(resources: Resources, resource_dict: Mapping[str, Any], *, stackleve
             stacklevel=stacklevel,
         )
     return new
-
-
-_running: weakref.WeakSet[FileScheduler] = weakref.WeakSet()
-
-
-def _end_all() -> None:
-    """At the end of the program its tasks are finished, as with the executors of the standard library.
-
-    Not after Ctrl-C: whoever pressed it wants the end now.
-    """
-    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
-    for scheduler in list(_running):
-        if interrupted and scheduler._settings.wait:
-            scheduler.terminate_workers()
-        else:
-            scheduler.finish()
-
-
-def _after_fork() -> None:
-    for scheduler in list(_running):
-        scheduler._dispatcher.after_fork()
-
-
-atexit.register(_end_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -25,6 +25,7 @@ from executorlib.standalone.interactive.launcher import Launcher
 from executorlib.standalone.interactive.messages import RANK_ERROR, RESULT_HEAD
 from executorlib.standalone.interactive.wire import Message
 from executorlib.standalone.resources import Resources
+from executorlib.standalone.select import will_end
 from executorlib.standalone.serialize import dumps, load_error
 from executorlib.task_scheduler.interactive.inbox import Inbox
 from executorlib.task_scheduler.interactive.outcome import death, deliver, fail
@@ -128,9 +129,13 @@ class Dispatcher:
         """End when all tasks have ended, or cancel those that have not begun, or end running tasks too."""
         self.post(lambda: self._shutdown(cancel, kill))
 
-    def cancel_waiting(self) -> None:
-        """Cancel the tasks whose inputs nobody here will provide."""
-        self.post(self._cancel_waiting)
+    def open_futures(self) -> set[int]:
+        """The identities of the futures that will still be done."""
+        return set(self.ask(lambda: [id(task.future) for task in self._open.values()], ()))
+
+    def cancel_waiting(self, provided: set[int]) -> None:
+        """Cancel the tasks with inputs that are neither done nor derived from futures of these identities."""
+        self.post(lambda: self._cancel_waiting(provided))
 
     def after_fork(self) -> None:
         """In a child of the program: this executor is not the child's, nor are its workers."""
@@ -567,20 +572,12 @@ class Dispatcher:
                 worker.verdict = worker.verdict or WorkerDiedError(f"{worker!r} was ended by the program")
                 self._workers.kill(worker, time.monotonic())
 
-    def _cancel_waiting(self) -> None:
-        ours = {id(task.future) for task in self._open.values()}
+    def _cancel_waiting(self, provided: set[int]) -> None:
         for task in list(self._open.values()):
-            inputs = task.inputs or ()
-            if any(not future.done() and not _leads_to(future, ours) for future in inputs):
+            if not all(will_end(future, provided) for future in task.inputs or ()):
                 self._fail(task, CancelledError())
 
     def _stop_workers(self) -> None:
         for worker in list(self._workers.workers.values()):
             if not worker.stopping:
                 self._workers.stop(worker, time.monotonic())
-
-
-def _leads_to(future: Any, ours: set[int]) -> bool:
-    while (parent := getattr(future, "_future", None)) is not None:  # an item of another future
-        future = parent
-    return id(future) in ours

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import logging
 import operator
-import os
 import pickle
 import queue
-import sys
-import threading
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
@@ -29,7 +24,7 @@ from executorlib.standalone.hardware import gpus
 from executorlib.standalone.interactive.launcher import Launcher
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import PLAIN_TYPES, Payload, dumps, dumps_plain, dumps_with_inputs
-from executorlib.task_scheduler.base import TaskSchedulerBase
+from executorlib.task_scheduler.dispatched import DispatchedScheduler
 from executorlib.task_scheduler.interactive.dispatcher import Dispatcher, Policy
 from executorlib.task_scheduler.interactive.map_task import MapResults, MapTask
 from executorlib.task_scheduler.interactive.pool import ResourcePool
@@ -89,7 +84,7 @@ class Limits:
         return max(1, self.slots() // resources.slots)
 
 
-class InteractiveScheduler(TaskSchedulerBase):
+class InteractiveScheduler(DispatchedScheduler):
     """Runs calls in worker processes that are connected to this program.
 
     Args:
@@ -128,8 +123,6 @@ class InteractiveScheduler(TaskSchedulerBase):
         self._hostname_localhost = site.hostname_localhost
         self._has_init_function = site.init_function is not None
         self._functions = FunctionTable()
-        self._closed = False
-        self._owner = os.getpid()
         self._check(resources)
         slots, workers = self._capacity()
         if make_pool is not None:
@@ -137,10 +130,7 @@ class InteractiveScheduler(TaskSchedulerBase):
         else:
             pool = ResourcePool(slots, workers, gpus() if resources.gpus or not keep else ())
         self._dispatcher = Dispatcher(Policy(keep, resources, restart_limit), pool, site, launcher)
-        # The dispatcher's thread does not hold the scheduler: without users it ends, when its tasks have.
-        self._finalizer = weakref.finalize(self, self._dispatcher.shutdown)
-        self._finalizer.atexit = False
-        _running.add(self)
+        super().__init__(self._dispatcher, self._dispatcher.shutdown)
 
     def submit(
         self, fn: Callable[..., Any], /, *args: Any, resource_dict: Mapping[str, Any] | None = None, **kwargs: Any
@@ -229,24 +219,13 @@ class InteractiveScheduler(TaskSchedulerBase):
         return future.cancel_running() if isinstance(future, TaskFuture) else future.cancel()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        self._end(wait, cancel=cancel_futures)
+        self._end(lambda: self._dispatcher.shutdown(cancel=cancel_futures), wait)
 
     def finish(self) -> None:
-        """At the end of the program: do what can still be done, and cancel what waits for others."""
-        if self._owner == os.getpid():
-            self._dispatcher.cancel_waiting()
-        self._end(wait=True)
+        self._end(self._dispatcher.shutdown, False)
 
     def terminate_workers(self) -> None:
-        self._end(wait=True, kill=True)
-
-    def _end(self, wait: bool, *, cancel: bool = False, kill: bool = False) -> None:
-        self._closed = True
-        if self._owner != os.getpid():
-            return
-        self._dispatcher.shutdown(cancel=cancel, kill=kill)
-        if wait and threading.current_thread() is not self._dispatcher.thread:
-            self._dispatcher.thread.join()
+        self._end(lambda: self._dispatcher.shutdown(kill=True), True)
 
     @property
     def max_workers(self) -> int:
@@ -332,15 +311,6 @@ class InteractiveScheduler(TaskSchedulerBase):
                 f"level: the call asks for {', '.join(changed)}."
             )
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("cannot schedule new futures after shutdown")
-        if self._owner != os.getpid():
-            raise RuntimeError(
-                "This executor belongs to the process that made it, not to one forked from it: "
-                "make a new executor here."
-            )
-
     def _post(
         self,
         fn: Callable[..., Any],
@@ -409,29 +379,3 @@ def refuse(future: TaskFuture | MapTask, error: BaseException, what: str) -> Non
         error = pickle.PicklingError(f"pickling {what} called sys.exit({reason.code!r})")
         error.__cause__ = reason
     future.set_exception(error)
-
-
-_running: weakref.WeakSet[InteractiveScheduler] = weakref.WeakSet()
-
-
-def _end_all() -> None:
-    """At the end of the program its tasks are finished, as with the executors of the standard library.
-
-    Not after Ctrl-C: whoever pressed it wants the end now.
-    """
-    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
-    for scheduler in list(_running):
-        if interrupted:
-            scheduler.terminate_workers()
-        else:
-            scheduler.finish()
-
-
-def _after_fork() -> None:
-    for scheduler in list(_running):
-        scheduler._dispatcher.after_fork()
-
-
-atexit.register(_end_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from executorlib.standalone.command import get_command_path
 from executorlib.standalone.errors import WorkerStartError
-from executorlib.standalone.hardware import thread_environment
+from executorlib.standalone.hardware import program_environment, thread_environment
 from executorlib.standalone.interactive.events import (
     Event,
     Exited,
@@ -36,6 +36,7 @@ from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import Payload
 from executorlib.task_scheduler.interactive.door import Door
 from executorlib.task_scheduler.interactive.pool import Allotment
+from executorlib.task_scheduler.interactive.stderr_relay import StderrRelay
 from executorlib.task_scheduler.interactive.task import Task
 from executorlib.task_scheduler.interactive.worker import Worker
 
@@ -132,6 +133,7 @@ class WorkerPool:
         self._launcher: Launcher | None = None
         self._use(launcher)
         self._door: Door | None = None
+        self._relay = StderrRelay(self._selector, self._end_if_silent)
         self._numbers = itertools.count(1)
         self._events: list[PoolEvent] = []
         self.workers: dict[int, Worker] = {}
@@ -215,17 +217,16 @@ class WorkerPool:
 
     def _execute(self, worker: Worker, started: Launcher, argv: list[str]) -> None:
         door = self._open_door()
-        environment = {**os.environ, **door.environment()}
+        environment = {**program_environment(), **door.environment()}
         environment.update(thread_environment(worker.resources.threads_per_core, environment))
         worker.command = [*argv, *door.arguments(), "--worker", str(worker.number)]
         read, write = os.pipe()
-        worker.stderr = read
-        self._selector.register(read, selectors.EVENT_READ, lambda: self._read_stderr(worker))
+        self._relay.watch(worker, read)
         try:
             cwd = worker.resources.cwd
             started.execute(worker.number, worker.command, environment, cwd, write)
         except BaseException:
-            self._selector.unregister(read)
+            self._relay.drop(worker)
             worker.close()
             raise
         finally:
@@ -239,7 +240,7 @@ class WorkerPool:
         environment = None
         forked = worker.command is None
         if forked:
-            environment = dict(os.environ)
+            environment = program_environment()
             environment.update(thread_environment(worker.resources.threads_per_core, environment))
         setup = Setup(
             worker_id=worker.place,
@@ -261,8 +262,10 @@ class WorkerPool:
     def poll(self, timeout: float | None) -> list[PoolEvent]:
         """Wait for whatever comes first, at most so many seconds, and return what has happened."""
         for key, mask in self._selector.select(0 if self._events else timeout):
-            if mask & selectors.EVENT_WRITE:
-                self._writable(key)
+            if mask & selectors.EVENT_WRITE and isinstance(key.fileobj, Connection):
+                self._writable(key, key.fileobj)
+            elif mask & selectors.EVENT_WRITE:
+                key.data()
             if mask & selectors.EVENT_READ:
                 key.data()
         events, self._events = self._events, []
@@ -341,6 +344,7 @@ class WorkerPool:
         for event in self._events:
             if not isinstance(event, NodeGone):
                 event.worker.close_claims()
+        self._relay.close()
         if self._door is not None:
             self._door.close()
         if self._launcher is not None:
@@ -353,6 +357,7 @@ class WorkerPool:
             with contextlib.suppress(OSError):  # the thread that owns it may have been about to close it
                 worker.close()
                 worker.close_claims()
+        self._relay.close()
         if self._door is not None:
             self._door.close()
         if self._launcher is not None:
@@ -367,9 +372,7 @@ class WorkerPool:
 
     # What the selector reports
 
-    def _writable(self, key: selectors.SelectorKey) -> None:
-        connection = key.fileobj
-        assert isinstance(connection, Connection)
+    def _writable(self, key: selectors.SelectorKey, connection: Connection) -> None:
         if connection.fileno() < 0 or connection not in self._selector.get_map():  # its end was heard of in this round
             return
         try:
@@ -412,20 +415,6 @@ class WorkerPool:
             self._selector.unregister(worker.connection)
             if worker.cause is None and worker.deadline is None:
                 worker.deadline = time.monotonic() + (_STOP_SECONDS if worker.stopping else 1.0)
-            self._end_if_silent(worker)
-
-    def _read_stderr(self, worker: Worker) -> None:
-        if worker.stderr is None:  # its end was heard of in the same round
-            return
-        data = os.read(worker.stderr, 65536)
-        if data:
-            worker.heard(data)
-            with contextlib.suppress(OSError):
-                os.write(2, data)
-        else:
-            self._selector.unregister(worker.stderr)
-            os.close(worker.stderr)
-            worker.stderr = None
             self._end_if_silent(worker)
 
     def _launcher_readable(self) -> None:
@@ -498,8 +487,7 @@ class WorkerPool:
         if worker.connection is not None and not worker.closed:
             self._selector.unregister(worker.connection)
             worker.closed = True
-        if worker.stderr is not None:
-            self._selector.unregister(worker.stderr)
+        self._relay.drop(worker)
         worker.close()
 
     def _launcher_lost(self, error: LauncherLostError) -> None:

@@ -31,11 +31,15 @@ from executorlib.standalone.interactive.events import (
     describe_exit,
 )
 from executorlib.standalone.interactive.launcher import Launcher
+from executorlib.standalone.interactive.outlet import Outlet
 
 _LOG = logging.getLogger("executorlib")
 # So long the jobs have, at the end of all, to end when they are cancelled. Flux kills them after five seconds.
 _LAST_SECONDS = 8.0
 _NOWAIT = 1  # FLUX_REACTOR_NOWAIT
+# A message that has come fulfils a future, in the next round of the reactor that calls what waits for it, which may
+# fulfil another: so many rounds without anything are the end of it. The descriptor does not tell of such rounds.
+_QUIET_ROUNDS = 5
 _SIGNALS = 128
 WATCH_VARIABLE = "EXECUTORLIB_WATCH"
 """Tells a worker to end when its connection does: no process on its machine would see to that."""
@@ -47,7 +51,7 @@ _of_the_parent: list[Any] = []
 class _Job:
     """A job, as its events tell."""
 
-    def __init__(self, worker: int, stderr: int | None) -> None:
+    def __init__(self, worker: int, stderr: Outlet | None) -> None:
         self.worker = worker
         self.stderr = stderr
         self.id: Any = None
@@ -60,10 +64,9 @@ class _Job:
     def name(self) -> str:
         return "the job" if self.id is None else f"job {self.id.f58}"
 
-    def close_stderr(self) -> None:
+    def end_stderr(self, *, now: bool = False) -> None:
         if self.stderr is not None:
-            os.close(self.stderr)
-            self.stderr = None
+            self.stderr.end(now=now)
 
 
 class FluxLauncher(Launcher):
@@ -81,13 +84,19 @@ class FluxLauncher(Launcher):
         self._flux_executor = flux_executor
         self._jobs: dict[int, _Job] = {}  # those that have not ended
         self._events: list[Event] = []
+        # Answers and streams that have not ended: each of them would keep the handle.
+        self._open: set[Any] = set()
+        self._heard = 0  # how often one of them had something
         # Readable when Flux has something to tell, or when the thread of a user's executor has.
         self._poll = select.epoll()
         self._poll.register(self._handle.flux_pollfd(), select.EPOLLIN)
         self._submitted_elsewhere: queue.SimpleQueue[tuple[_Job, Any]] = queue.SimpleQueue()
         self._bell, self._ringer = socket.socketpair()
         self._bell.setblocking(False)
+        self._ringer.setblocking(False)
         self._poll.register(self._bell, select.EPOLLIN)
+        self._stdout = Outlet(1, self._poll, own=False)
+        self._outlets = {self._stdout}
 
     def fileno(self) -> int:
         return self._poll.fileno()
@@ -96,22 +105,31 @@ class FluxLauncher(Launcher):
         self, worker: int, argv: list[str], environment: dict[str, str], cwd: str | None, stderr: int | None
     ) -> None:
         jobspec, urgency = jobspec_of(argv, {**environment, WATCH_VARIABLE: "1"}, cwd)
-        job = _Job(worker, None if stderr is None else os.dup(stderr))
+        # The other end of this pipe is read by this very thread.
+        job = _Job(worker, None if stderr is None else Outlet(os.dup(stderr), self._poll, own=True))
         self._jobs[worker] = job
+        if job.stderr is not None:
+            self._outlets.add(job.stderr)
         try:
             self._submit(job, jobspec, urgency)
         except BaseException:
-            self._jobs.pop(worker).close_stderr()
+            self._jobs.pop(worker).end_stderr(now=True)
             raise
+        self._ring()
 
     def kill(self, worker: int, signum: int = signal.SIGTERM) -> None:
         job = self._jobs.get(worker)
         if job is not None:
             self._kill(job, signum)
+            self._ring()
 
     def events(self) -> list[Event]:
         with contextlib.suppress(BlockingIOError):
             self._bell.recv(4096)
+        for outlet in list(self._outlets):
+            outlet.flush()
+            if outlet.closed:
+                self._outlets.remove(outlet)
         while not self._submitted_elsewhere.empty():
             job, submitted = self._submitted_elsewhere.get()
             self._accepted(job, functools.partial(submitted.jobid, 0))
@@ -124,21 +142,22 @@ class FluxLauncher(Launcher):
             self._cancel(job, "its executor has ended")
         deadline = time.monotonic() + _LAST_SECONDS
         try:
-            while self._jobs and time.monotonic() < deadline:
+            while (self._jobs or self._open) and time.monotonic() < deadline:
                 self._poll.poll(0.1)
                 self.events()
         except LauncherLostError:  # its jobs have ended, or will by themselves
             pass
         for job in self._jobs.values():
             _LOG.warning("%s has not ended", job.name)
-            job.close_stderr()
+        for outlet in self._outlets:
+            outlet.end(now=True)
         self._close()
         self._handle = None
 
     def abandon(self) -> None:
         _of_the_parent.append(self._handle)
-        for job in self._jobs.values():
-            job.close_stderr()
+        for outlet in self._outlets:
+            outlet.abandon()
         self._close()
 
     def _close(self) -> None:
@@ -147,18 +166,27 @@ class FluxLauncher(Launcher):
         self._ringer.close()
 
     def _run_reactor(self) -> None:
-        import flux
+        from flux.constants import FLUX_POLLERR, FLUX_POLLIN
 
+        quiet = 0
         try:
-            while True:
+            while quiet < _QUIET_ROUNDS:
+                heard = self._heard
                 self._handle.reactor_run(flags=_NOWAIT)
                 pending = self._handle.flux_pollevents()
-                if pending & flux.constants.FLUX_POLLERR:
+                if pending & FLUX_POLLERR:
                     raise LauncherLostError("the connection to Flux is lost")
-                if not pending & flux.constants.FLUX_POLLIN:
-                    return
+                quiet = 0 if pending & FLUX_POLLIN or self._heard != heard else quiet + 1
         except OSError as error:
             raise LauncherLostError(f"the connection to Flux is lost: {error}") from error
+
+    def _ring(self) -> None:
+        """Have the reactor run soon.
+
+        The descriptor of the handle becomes readable once for what has come, and that may be while something is sent.
+        """
+        with contextlib.suppress(OSError):
+            self._ringer.send(b"x")
 
     # Submission
 
@@ -166,15 +194,16 @@ class FluxLauncher(Launcher):
         if self._flux_executor is None:
             from flux.job import submit_async
 
-            submit_async(self._handle, jobspec, urgency=urgency).then(
-                lambda submitted: self._accepted(job, submitted.get_id)
-            )
+            def answered(submitted: Any) -> bool:
+                self._accepted(job, submitted.get_id)
+                return False
+
+            self._follow(submit_async(self._handle, jobspec, urgency=urgency), answered)
             return
 
         def tell(submitted: Any) -> None:  # in a thread of that executor
             self._submitted_elsewhere.put((job, submitted))
-            with contextlib.suppress(OSError):
-                self._ringer.send(b"x")
+            self._ring()
 
         self._flux_executor.submit(jobspec, urgency=urgency).add_jobid_callback(tell)
 
@@ -188,22 +217,34 @@ class FluxLauncher(Launcher):
             self._end(job, StartFailed(job.worker, f"Flux has refused the job: {_words(error)}"))
             return
         _LOG.debug("worker %d is %s", job.worker, job.name)
-        event_watch_async(self._handle, job.id).then(lambda watch: self._watched(job, watch))
+        self._follow(event_watch_async(self._handle, job.id), functools.partial(self._watched, job))
         self._watch_output(job)
         if job.unwanted is not None:
             self._cancel(job, job.unwanted)
 
     # Events
 
-    def _watched(self, job: _Job, watch: Any) -> None:
+    def _follow(self, future: Any, heard: Callable[[Any], bool]) -> None:
+        """Have a future of Flux heard each time that it has something, as long as it may have more."""
+
+        def hear(ready: Any) -> None:
+            self._heard += 1
+            if not heard(ready):
+                self._open.discard(future)
+
+        self._open.add(future)
+        future.then(hear)
+
+    def _watched(self, job: _Job, watch: Any) -> bool:
         try:
             event = watch.get_event()
         except OSError as error:
             self._end(job, self._ended(job, _words(error), False))
-            return
+            return False
         if event is None:
             self._end(job, self._ended(job, "ended", False))
-        elif event.name == "start":
+            return False
+        if event.name == "start":
             job.started = True
             self._events.append(Started(job.worker, 0))
         elif event.name == "exception":
@@ -214,6 +255,7 @@ class FluxLauncher(Launcher):
             self._tell(job, self._ended(job, _describe(status), status == 0))
         elif event.name == "clean":
             self._end(job, self._ended(job, "ended", False))
+        return True
 
     def _ended(self, job: _Job, how: str, clean: bool) -> Event:
         why = f"{job.name}: {job.exception or how}"
@@ -230,7 +272,7 @@ class FluxLauncher(Launcher):
         self._tell(job, event)
         if self._jobs.get(job.worker) is job:
             del self._jobs[job.worker]
-        job.close_stderr()
+        job.end_stderr()
 
     # Output
 
@@ -240,21 +282,24 @@ class FluxLauncher(Launcher):
             from flux.job.output import output_event_watch_async
         except ImportError:  # an older flux-python
             return
-        output_event_watch_async(self._handle, job.id).then(lambda watch: self._printed(job, watch))
+        self._follow(output_event_watch_async(self._handle, job.id), functools.partial(self._printed, job))
 
-    def _printed(self, job: _Job, watch: Any) -> None:
+    def _printed(self, job: _Job, watch: Any) -> bool:
         try:
             event = watch.get_event()
         except OSError:  # it has never started
-            job.close_stderr()
-            return
+            event = None
         if event is None:
-            job.close_stderr()
-        elif event.name == "data" and event.data:
+            job.end_stderr()
+            return False
+        if event.name == "data" and event.data:
             data = event.data if isinstance(event.data, bytes) else event.data.encode(errors="surrogateescape")
-            _write(1 if event.stream == "stdout" else job.stderr, data)
-        elif event.name == "log":
-            _write(job.stderr, event.render().encode() + b"\n")
+            outlet = self._stdout if event.stream == "stdout" else job.stderr
+            if outlet is not None:
+                outlet.write(data)
+        elif event.name == "log" and job.stderr is not None:
+            job.stderr.write(event.render().encode() + b"\n")
+        return True
 
     # Ending
 
@@ -264,7 +309,7 @@ class FluxLauncher(Launcher):
             return
         from flux.job import kill_async
 
-        kill_async(self._handle, job.id, int(signum)).then(_ignore)
+        self._follow(kill_async(self._handle, job.id, int(signum)), _ignore)
         if signum == signal.SIGKILL:  # its shell may have more to do than its tasks
             self._cancel(job, "ended by its executor")
 
@@ -275,13 +320,14 @@ class FluxLauncher(Launcher):
         from flux.job import cancel_async
 
         with contextlib.suppress(OSError):
-            cancel_async(self._handle, job.id, why).then(_ignore)
+            self._follow(cancel_async(self._handle, job.id, why), _ignore)
 
 
-def _ignore(answer: Any) -> None:
+def _ignore(answer: Any) -> bool:
     """The job's events tell more than the answer, which is an error for a job that has just ended."""
     with contextlib.suppress(OSError):
         answer.get()
+    return False
 
 
 def _describe(status: int) -> str:
@@ -292,10 +338,3 @@ def _describe(status: int) -> str:
 
 def _words(error: BaseException) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or repr(error)
-
-
-def _write(fd: int | None, data: bytes) -> None:
-    if fd is not None:
-        with contextlib.suppress(OSError):
-            while data:
-                data = data[os.write(fd, data) :]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from executorlib.task_scheduler.interactive.slot_pool import SlotPool
 
 # A slot without a call is given back to the instance after so long: others may wait for its cores.
-_IDLE_SECONDS = 5.0
+_IDLE_SECONDS = 2.0
 
 
 class FluxJobExecutor(BaseExecutor):

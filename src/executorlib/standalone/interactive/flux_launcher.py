@@ -9,6 +9,7 @@ runs only as long as there is something to handle.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import logging
@@ -37,6 +38,8 @@ _LOG = logging.getLogger("executorlib")
 # So long the jobs have, at the end of all, to end when they are cancelled. Flux kills them after five seconds.
 _LAST_SECONDS = 8.0
 _NOWAIT = 1  # FLUX_REACTOR_NOWAIT
+# So long the end of a job waits for what it has printed.
+_OUTPUT_SECONDS = 2.0
 # A message that has come fulfils a future, in the next round of the reactor that calls what waits for it, which may
 # fulfil another: so many rounds without anything are the end of it. The descriptor does not tell of such rounds.
 _QUIET_ROUNDS = 5
@@ -56,9 +59,19 @@ class _Job:
         self.stderr = stderr
         self.id: Any = None
         self.started = False
+        self.prints = False  # something it has printed may still come
+        self.log_found = False
+        self.finished: Event | None = None
+        self.tell_by = 0.0
         self.told = False
+        self.over = False
         self.unwanted: str | None = None
         self.exception: str | None = None
+
+    @property
+    def silent(self) -> bool:
+        """Whether all that it has printed is passed on."""
+        return not self.prints and (self.stderr is None or self.stderr.closed)
 
     @property
     def name(self) -> str:
@@ -130,12 +143,22 @@ class FluxLauncher(Launcher):
             outlet.flush()
             if outlet.closed:
                 self._outlets.remove(outlet)
+        for job in [job for job in self._jobs.values() if job.finished and not job.told]:
+            self._tell_if_silent(job)
         while not self._submitted_elsewhere.empty():
             job, submitted = self._submitted_elsewhere.get()
             self._accepted(job, functools.partial(submitted.jobid, 0))
         self._run_reactor()
         found, self._events = self._events, []
         return found
+
+    def deadline(self) -> float | None:
+        if self._events:
+            return 0.0
+        return min((job.tell_by for job in self._jobs.values() if job.finished and not job.told), default=None)
+
+    def expire(self, now: float) -> None:
+        """The caller asks for the events now."""
 
     def close(self) -> None:
         for job in list(self._jobs.values()):
@@ -218,7 +241,6 @@ class FluxLauncher(Launcher):
             return
         _LOG.debug("worker %d is %s", job.worker, job.name)
         self._follow(event_watch_async(self._handle, job.id), functools.partial(self._watched, job))
-        self._watch_output(job)
         if job.unwanted is not None:
             self._cancel(job, job.unwanted)
 
@@ -247,12 +269,15 @@ class FluxLauncher(Launcher):
         if event.name == "start":
             job.started = True
             self._events.append(Started(job.worker, 0))
+            self._watch_output(job)
         elif event.name == "exception":
             if event.context["severity"] == 0 and job.exception is None:
                 job.exception = f"{event.context['type']}: {event.context.get('note', '')}".removesuffix(": ")
         elif event.name == "finish":
             status = event.context["status"]
-            self._tell(job, self._ended(job, _describe(status), status == 0))
+            job.finished = self._ended(job, _describe(status), status == 0)
+            job.tell_by = time.monotonic() + _OUTPUT_SECONDS
+            self._tell_if_silent(job)
         elif event.name == "clean":
             self._end(job, self._ended(job, "ended", False))
         return True
@@ -263,13 +288,27 @@ class FluxLauncher(Launcher):
             return Exited(job.worker, why, clean and job.exception is None)
         return StartFailed(job.worker, why)
 
+    def _tell_if_silent(self, job: _Job) -> None:
+        """What it has printed is to be heard before its end."""
+        if job.finished is not None and (job.silent or time.monotonic() >= job.tell_by):
+            self._tell(job, job.finished)
+
     def _tell(self, job: _Job, event: Event) -> None:
         if not job.told:
             job.told = True
             self._events.append(event)
+            self._forget(job)
 
     def _end(self, job: _Job, event: Event) -> None:
-        self._tell(job, event)
+        if job.finished is None:
+            job.finished, job.tell_by = event, 0.0
+            self._tell(job, event)
+        job.over = True
+        self._forget(job)
+
+    def _forget(self, job: _Job) -> None:
+        if not job.over or not job.told:
+            return
         if self._jobs.get(job.worker) is job:
             del self._jobs[job.worker]
         job.end_stderr()
@@ -277,29 +316,42 @@ class FluxLauncher(Launcher):
     # Output
 
     def _watch_output(self, job: _Job) -> None:
-        """Pass on what the job prints, as far as it does not go to files."""
-        try:
-            from flux.job.output import output_event_watch_async
-        except ImportError:  # an older flux-python
-            return
-        self._follow(output_event_watch_async(self._handle, job.id), functools.partial(self._printed, job))
+        """Pass on what the job prints, as far as it does not go to files: there is a log of it when its shell is up."""
+        from flux.job import event_watch_async
+
+        job.prints = True
+        watch = event_watch_async(self._handle, job.id, eventlog="guest.exec.eventlog")
+        self._follow(watch, functools.partial(self._shell_told, job))
+
+    def _shell_told(self, job: _Job, watch: Any) -> bool:
+        from flux.job import event_watch_async
+
+        event = _next_event(watch)
+        if event is None:
+            if not job.log_found:
+                self._silent(job)
+            return False
+        if event.name == "shell.init" and not job.log_found:
+            job.log_found = True
+            watch.cancel()
+            output = event_watch_async(self._handle, job.id, eventlog="guest.output")
+            self._follow(output, functools.partial(self._printed, job))
+        return True
 
     def _printed(self, job: _Job, watch: Any) -> bool:
-        try:
-            event = watch.get_event()
-        except OSError:  # it has never started
-            event = None
+        event = _next_event(watch)
         if event is None:
-            job.end_stderr()
+            self._silent(job)
             return False
-        if event.name == "data" and event.data:
-            data = event.data if isinstance(event.data, bytes) else event.data.encode(errors="surrogateescape")
-            outlet = self._stdout if event.stream == "stdout" else job.stderr
-            if outlet is not None:
-                outlet.write(data)
-        elif event.name == "log" and job.stderr is not None:
-            job.stderr.write(event.render().encode() + b"\n")
+        outlet = self._stdout if event.context.get("stream") == "stdout" else job.stderr
+        if outlet is not None:
+            outlet.write(_printed_data(event))
         return True
+
+    def _silent(self, job: _Job) -> None:
+        job.prints = False
+        job.end_stderr()
+        self._tell_if_silent(job)
 
     # Ending
 
@@ -321,6 +373,26 @@ class FluxLauncher(Launcher):
 
         with contextlib.suppress(OSError):
             self._follow(cancel_async(self._handle, job.id, why), _ignore)
+
+
+def _next_event(watch: Any) -> Any:
+    """The next event of a log; None at its end, or where there is no such log."""
+    try:
+        return watch.get_event()
+    except OSError:
+        return None
+
+
+def _printed_data(event: Any) -> bytes:
+    """What an event of the output log holds (RFC 24 of Flux)."""
+    context = event.context
+    if event.name == "log":
+        return f"flux-shell: {context.get('message', '')}\n".encode()
+    if event.name != "data" or not context.get("data"):
+        return b""
+    if context.get("encoding") == "base64":
+        return base64.b64decode(context["data"])
+    return bytes(context["data"].encode(errors="surrogateescape"))
 
 
 def _ignore(answer: Any) -> bool:

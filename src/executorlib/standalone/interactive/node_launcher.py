@@ -205,9 +205,14 @@ class NodeLauncher(Launcher):
         if self._events:
             return 0.0
         times = [time for agent in self._by_number.values() for time in (agent.deadline, agent.idle_until)]
+        times.append(self._local.deadline())
         return min((time for time in times if time is not None), default=None)
 
     def expire(self, now: float) -> None:
+        due = self._local.deadline()
+        if due is not None and due <= now:
+            self._local.expire(now)
+            self._hear_local()
         for agent in list(self._by_number.values()):
             if agent.idle_until is not None and agent.idle_until <= now:
                 self.give_up(agent.node)

@@ -91,6 +91,7 @@ class FluxLauncher(Launcher):
     """
 
     waits_for_ever = True
+    name = "connection to Flux"
 
     def __init__(self, handle: Any = None, flux_executor: Any = None) -> None:
         self._handle = open_handle() if handle is None else handle
@@ -198,10 +199,10 @@ class FluxLauncher(Launcher):
                 self._handle.reactor_run(flags=_NOWAIT)
                 pending = self._handle.flux_pollevents()
                 if pending & FLUX_POLLERR:
-                    raise LauncherLostError("the connection to Flux is lost")
+                    raise LauncherLostError("the broker is gone")
                 quiet = 0 if pending & FLUX_POLLIN or self._heard != heard else quiet + 1
         except OSError as error:
-            raise LauncherLostError(f"the connection to Flux is lost: {error}") from error
+            raise LauncherLostError(_words(error)) from error
 
     def _ring(self) -> None:
         """Have the reactor run soon.

@@ -31,10 +31,12 @@ class Launcher(ABC):
     """Starts processes for workers. All methods are called by the dispatcher's thread alone.
 
     Attributes:
+        name: what it is called where it is lost
         waits_for_ever: whether a worker may have to wait for its start for any time, as a batch job does
     """
 
     waits_for_ever: bool = False
+    name: str = "fork server"
 
     @abstractmethod
     def fileno(self) -> int:

@@ -103,6 +103,7 @@ class NodeLauncher(Launcher):
     ) -> None:
         self._local = local
         self.waits_for_ever = local.waits_for_ever
+        self.name = local.name
         self._idle_seconds = idle_seconds
         self._slots = slots
         self._command = command

@@ -152,6 +152,8 @@ class WorkerPool:
         try:
             self._start_process(worker, now)
         except ConnectionError as error:  # the fork server was killed a moment ago
+            if self._launcher is None:  # and there can be no other
+                raise
             self._launcher_lost(LauncherLostError(str(error)))
             self._start_process(worker, now)
         self.workers[worker.number] = worker
@@ -493,7 +495,8 @@ class WorkerPool:
     def _launcher_lost(self, error: LauncherLostError) -> None:
         """The fork server was killed: its children are on their own, so end them, and start another with the next."""
         assert self._launcher is not None
-        _LOG.warning("the fork server is lost, and its %d workers with it: %s", len(self.workers), error)
+        name = self._launcher.name
+        _LOG.warning("the %s is lost, and its %d workers with it: %s", name, len(self.workers), error)
         self._selector.unregister(self._launcher.fileno())
         self._launcher.close()
         self._launcher = None
@@ -502,7 +505,7 @@ class WorkerPool:
                 with contextlib.suppress(OSError):
                     # What it has started may be elsewhere: a launcher has to end it.
                     os.killpg(worker.pid, _KILL if worker.command is None else signal.SIGTERM)
-            worker.cause = worker.cause or f"lost with its fork server ({error})"
+            worker.cause = worker.cause or f"lost with its {name} ({error})"
             self._drain(worker)
             self._end(worker)
 

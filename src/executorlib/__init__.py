@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from executorlib.executor.base import BaseExecutor
+    from executorlib.executor.flux import FluxJobExecutor
     from executorlib.executor.single import SingleNodeExecutor
     from executorlib.executor.slurm import SlurmClusterExecutor, SlurmJobExecutor
     from executorlib.standalone.hdf import get_cache_data, get_future_from_cache
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BaseExecutor": "executorlib.executor.base",
+    "FluxJobExecutor": "executorlib.executor.flux",
     "SingleNodeExecutor": "executorlib.executor.single",
     "SlurmClusterExecutor": "executorlib.executor.slurm",
     "SlurmJobExecutor": "executorlib.executor.slurm",
@@ -38,6 +40,7 @@ _HOMES = {
 
 __all__ = [
     "BaseExecutor",
+    "FluxJobExecutor",
     "SingleNodeExecutor",
     "SlurmClusterExecutor",
     "SlurmJobExecutor",

@@ -20,7 +20,7 @@ from executorlib import SlurmClusterExecutor
 from executorlib.standalone.errors import WorkerDiedError, WorkerStartError
 
 slurm_conf, in_slurm, *_ = FIXTURES
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(90)]
 pytest.importorskip("pysqa")
 
 Make = Callable[..., SlurmClusterExecutor]

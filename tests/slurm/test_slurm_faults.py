@@ -20,7 +20,7 @@ from executorlib import SlurmJobExecutor
 from executorlib.standalone.errors import WorkerDiedError, WorkerStartError
 
 slurm_conf, in_slurm, shared_allocation, allocation, make_job, steps = FIXTURES
-pytestmark = [pytest.mark.slurm, pytest.mark.faults]
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm"), pytest.mark.faults]
 
 Make = Callable[..., SlurmJobExecutor]
 Steps = Callable[[], list[str]]

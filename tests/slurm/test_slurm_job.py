@@ -22,7 +22,7 @@ from conftest import Eventually, needs_mpi
 from executorlib import SlurmJobExecutor
 
 slurm_conf, in_slurm, shared_allocation, allocation, make_job, steps = FIXTURES
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
 
 Make = Callable[..., SlurmJobExecutor]
 Steps = Callable[[], list[str]]

@@ -12,7 +12,7 @@ from conftest import Eventually
 from executorlib import SlurmJobExecutor
 
 slurm_conf, in_slurm, *_ = FIXTURES
-pytestmark = [pytest.mark.slurm, pytest.mark.faults]
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm"), pytest.mark.faults]
 
 
 def node() -> str:

@@ -39,6 +39,9 @@ from executorlib.standalone.interactive.messages import Setup
 from executorlib.standalone.interactive.wire import Connection, Message
 
 _PR_SET_PDEATHSIG = 1
+_OF_THE_STEP = ("SLURM_", "SLURMD_", "FLUX_")
+# What makes an MPI library believe that it is a rank of the program's job, whose descriptor is not here.
+_NO_RANK = {"PMI_FD", "PMI_RANK", "PMI_SIZE"}
 
 
 class NodeAgent(ForkServer):
@@ -130,14 +133,17 @@ class NodeAgent(ForkServer):
 
 
 class _NodeRunner(Runner):
-    """A worker with the program's environment, and what Slurm says of this step and this node."""
+    """A worker with the program's environment, and what Slurm or Flux says of this step or job, and this node."""
 
     def __init__(self, connection: Connection, claims: Claims | None) -> None:
         super().__init__(connection, claims)
-        self._step = {name: value for name, value in os.environ.items() if name.startswith(("SLURM_", "SLURMD_"))}
+        self._step = {name: value for name, value in os.environ.items() if name.startswith(_OF_THE_STEP)}
 
     def set_up(self, setup: Setup, buffers: Any) -> None:
-        environment = None if setup.environment is None else {**setup.environment, **self._step}
+        environment = None
+        if setup.environment is not None:
+            of_the_program = {name: value for name, value in setup.environment.items() if name not in _NO_RANK}
+            environment = {**of_the_program, **self._step}
         super().set_up(setup._replace(environment=environment), buffers)
 
 

@@ -21,7 +21,7 @@ from executorlib.standalone.interactive.control import LENGTH, send_request
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from typing import Any, ClassVar
+    from typing import Any
 
     from executorlib.standalone.interactive.events import Event, NodeEvent
     from executorlib.standalone.interactive.wire import Connection
@@ -31,10 +31,12 @@ class Launcher(ABC):
     """Starts processes for workers. All methods are called by the dispatcher's thread alone.
 
     Attributes:
+        name: what it is called where it is lost
         waits_for_ever: whether a worker may have to wait for its start for any time, as a batch job does
     """
 
-    waits_for_ever: ClassVar[bool] = False
+    waits_for_ever: bool = False
+    name: str = "fork server"
 
     @abstractmethod
     def fileno(self) -> int:

@@ -6,6 +6,9 @@
 
 An agent is started with the first worker of its node. If it is lost its workers are lost with it, and the next worker
 of the node starts another; a node on which no agent can be started is left out.
+
+With Flux, whose jobs own their cores, a "node" is a slot: the cores of a job that forks one worker after the other, and
+ends when it has had none for some time (`SlotPool`).
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from executorlib.standalone.interactive.events import (
     LauncherLostError,
     NodeEvent,
     NodeLost,
+    Started,
     StartFailed,
     TakenBack,
 )
@@ -62,6 +66,8 @@ class _Agent:
         self.deadline: float | None = None
         self.orders: list[tuple[Any, ...]] = []  # until it is ready
         self.workers: set[int] = set()
+        self.idle_until: float | None = None
+        self.dismissed = False
 
     def order(self, *order: Any) -> None:
         if not self.ready:
@@ -84,12 +90,21 @@ class NodeLauncher(Launcher):
         slots: the nodes, and how many cores are counted on each
         command: builds the command that runs a program on a node
         start_seconds: an agent that has not reported after so long is given up
+        idle_seconds: an agent without workers ends after so long; None for never
     """
 
     def __init__(
-        self, local: Launcher, slots: Mapping[str, int], command: AgentCommand, start_seconds: float = 120.0
+        self,
+        local: Launcher,
+        slots: Mapping[str, int],
+        command: AgentCommand,
+        start_seconds: float = 120.0,
+        idle_seconds: float | None = None,
     ) -> None:
         self._local = local
+        self.waits_for_ever = local.waits_for_ever
+        self.name = local.name
+        self._idle_seconds = idle_seconds
         self._slots = slots
         self._command = command
         self._start_seconds = start_seconds
@@ -127,9 +142,22 @@ class NodeLauncher(Launcher):
         """
         agent = self._agents.get(node) or self._start(node, arguments, key)
         agent.workers.add(worker)
+        agent.idle_until = None
         self._homes[worker] = agent
         agent.order("fork", worker, threads, kept)
         self._watch_writes(agent)
+
+    def give_up(self, node: str) -> None:
+        """End the agent of a node, which has no workers; the next worker there starts another."""
+        agent = self._agents.pop(node, None)
+        if agent is None:
+            return
+        agent.idle_until, agent.dismissed = None, True
+        if agent.connection is None:
+            self._local.kill(agent.number)
+        else:
+            self._hang_up(agent)
+            agent.deadline = time.monotonic() + _LAST_SECONDS
 
     def take_back(self, worker: int, last: int) -> None:
         """Ask for the tasks of a worker, up to this one, that it has not begun; `TakenBack` answers."""
@@ -177,10 +205,18 @@ class NodeLauncher(Launcher):
     def deadline(self) -> float | None:
         if self._events:
             return 0.0
-        return min((agent.deadline for agent in self._by_number.values() if agent.deadline is not None), default=None)
+        times = [time for agent in self._by_number.values() for time in (agent.deadline, agent.idle_until)]
+        times.append(self._local.deadline())
+        return min((time for time in times if time is not None), default=None)
 
     def expire(self, now: float) -> None:
+        due = self._local.deadline()
+        if due is not None and due <= now:
+            self._local.expire(now)
+            self._hear_local()
         for agent in list(self._by_number.values()):
+            if agent.idle_until is not None and agent.idle_until <= now:
+                self.give_up(agent.node)
             if agent.deadline is None or agent.deadline > now:
                 continue
             if agent.cause is not None:  # its standard error is held open by somebody
@@ -232,7 +268,7 @@ class NodeLauncher(Launcher):
         finally:
             os.close(write)
         agent.stderr = read
-        agent.deadline = agent.started + self._start_seconds
+        agent.deadline = None if self._local.waits_for_ever else agent.started + self._start_seconds
         self._selector.register(read, selectors.EVENT_READ, lambda: self._hear_stderr(agent))
         self._agents[node] = self._by_number[agent.number] = agent
         return agent
@@ -290,6 +326,9 @@ class NodeLauncher(Launcher):
             agent = None if isinstance(event, (TakenBack, NodeLost)) else self._by_number.get(event.worker)
             if agent is None:
                 self._events.append(event)
+            elif isinstance(event, Started):
+                if not agent.ready and agent.deadline is None:  # it has waited for its turn until now
+                    agent.deadline = time.monotonic() + self._start_seconds
             elif isinstance(event, (Exited, StartFailed)):
                 agent.cause = agent.cause or (event.cause if isinstance(event, Exited) else event.reason)
                 if agent.stderr is None:
@@ -307,7 +346,7 @@ class NodeLauncher(Launcher):
         if self._agents.get(agent.node) is agent:
             del self._agents[agent.node]
         why = agent.why()
-        if not agent.ready:
+        if not agent.ready and not agent.dismissed:
             self._events.append(NodeLost(agent.node, why))
         for worker in sorted(agent.workers):
             self._homes.pop(worker, None)
@@ -318,8 +357,11 @@ class NodeLauncher(Launcher):
 
     def _forget(self, worker: int) -> None:
         agent = self._homes.pop(worker, None)
-        if agent is not None:
-            agent.workers.discard(worker)
+        if agent is None:
+            return
+        agent.workers.discard(worker)
+        if not agent.workers and self._idle_seconds is not None:
+            agent.idle_until = time.monotonic() + self._idle_seconds
 
     def _hang_up(self, agent: _Agent) -> None:
         if agent.connection is not None:

@@ -150,6 +150,8 @@ class WorkerPool:
         try:
             self._start_process(worker, now)
         except ConnectionError as error:  # the fork server was killed a moment ago
+            if self._launcher is None:  # and there can be no other
+                raise
             self._launcher_lost(LauncherLostError(str(error)))
             self._start_process(worker, now)
         self.workers[worker.number] = worker
@@ -163,7 +165,7 @@ class WorkerPool:
             self._fork(worker, launcher)
         elif argv is None and worker.allotment.places:
             self._fork_on_node(worker, cast("NodeLauncher", launcher))
-            worker.deadline = now + START_SECONDS
+            worker.deadline = None if launcher.waits_for_ever else now + START_SECONDS
         else:
             self._execute(worker, launcher, argv or program)
             worker.deadline = None if launcher.waits_for_ever else now + START_SECONDS
@@ -440,6 +442,8 @@ class WorkerPool:
             return
         if isinstance(event, Started):
             worker.pid = event.pid
+            if worker.connection is None and worker.deadline is None and not worker.doomed:
+                worker.deadline = time.monotonic() + START_SECONDS  # it has waited for its turn until now
             _LOG.debug("started %r", worker)
             return
         worker.clean = isinstance(event, Exited) and event.clean
@@ -490,7 +494,8 @@ class WorkerPool:
     def _launcher_lost(self, error: LauncherLostError) -> None:
         """The fork server was killed: its children are on their own, so end them, and start another with the next."""
         assert self._launcher is not None
-        _LOG.warning("the fork server is lost, and its %d workers with it: %s", len(self.workers), error)
+        name = self._launcher.name
+        _LOG.warning("the %s is lost, and its %d workers with it: %s", name, len(self.workers), error)
         self._selector.unregister(self._launcher.fileno())
         self._launcher.close()
         self._launcher = None
@@ -499,7 +504,7 @@ class WorkerPool:
                 with contextlib.suppress(OSError):
                     # What it has started may be elsewhere: a launcher has to end it.
                     os.killpg(worker.pid, _KILL if worker.command is None else signal.SIGTERM)
-            worker.cause = worker.cause or f"lost with its fork server ({error})"
+            worker.cause = worker.cause or f"lost with its {name} ({error})"
             self._drain(worker)
             self._end(worker)
 

@@ -78,7 +78,11 @@ class AllocationOf:
             text=True,
         )
         assert self.process.stdout is not None
-        found: dict[str, str] = json.loads(self.process.stdout.readline())
+        answer = self.process.stdout.readline()
+        if not answer:
+            self.close()
+            raise RuntimeError(f"salloc has given up: exit code {self.process.returncode}")
+        found: dict[str, str] = json.loads(answer)
         self.environment = {name: value for name, value in found.items() if name.startswith("SLURM_")}
         self.job = found["SLURM_JOB_ID"]
 

@@ -1,6 +1,11 @@
 """Configuration of Sphinx."""
 
+import shutil
 from importlib.metadata import version as version_of
+
+# The notebooks lie beside the folder of the documentation; Sphinx reads what is in it.
+shutil.rmtree("notebooks", ignore_errors=True)
+shutil.copytree("../notebooks", "notebooks")
 
 project = "executorlib"
 copyright = "the executorlib developers"  # noqa: A001  # the name that Sphinx reads

@@ -95,7 +95,7 @@ docs: $(VENV)/.docs ## documentation as HTML in docs/_build/html
 	@$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean: ## remove what builds and tests leave behind
-	rm -rf build dist docs/_build .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist docs/_build docs/notebooks .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src tests examples -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove .venv

@@ -113,6 +113,16 @@ def test_without_waiting_the_jobs_go_on(
     eventually(lambda: files() == ["dependent_o.h5", "first-key_o.h5", "second-key_o.h5"])
 
 
+def test_jobs_that_are_left_at_once_are_all_run(cache: Path, make_cluster: Make) -> None:
+    """What has been handed over in the last moment counts too."""
+    for round_number in range(3):
+        keys = [f"left-{round_number}-{number}" for number in range(6)]
+        with make_cluster(wait=False) as exe:
+            for key in keys:
+                exe.submit(file_tasks.add, 1, y=2, resource_dict={"cache_key": key})
+        assert [get_future_from_cache(str(cache), key).result(timeout=20) for key in keys] == [3] * 6
+
+
 def test_without_waiting_what_is_cancelled_is_ended(
     make_cluster: Make, tmp_path: Path, eventually: Eventually, files: Files
 ) -> None:

@@ -156,9 +156,13 @@ class ForkServer:
         self._send_reports()
 
     def _send_reports(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+        try:
             sent = self._control.send(self._unsent, socket.MSG_DONTWAIT)
-            del self._unsent[:sent]
+        except BlockingIOError:
+            return
+        except OSError:  # the program is gone, but what it has asked for before is still to be read, up to the end
+            sent = len(self._unsent)
+        del self._unsent[:sent]
 
     def _kill(self, worker: int, signum: int) -> None:
         pid = self._pids.get(worker)

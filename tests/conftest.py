@@ -12,6 +12,7 @@ import functools
 import gc
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ import executorlib
 from executorlib.executor.base import BaseExecutor
 from executorlib.executor.single import SingleNodeExecutor
 
+DOCS = Path(__file__).parent.parent / "docs"
 SOURCES = Path(executorlib.__file__).parent.parent
 SETTLE_SECONDS = 8.0
 SHUTDOWN_SECONDS = 10.0
@@ -53,6 +55,16 @@ def pytest_configure(config: pytest.Config) -> None:
     if sys.platform == "linux":
         # What a killed program leaves behind becomes a child of this process, and so is found.
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests that the tables of reliability and security name are the tests of faults."""
+    pages = [DOCS / "reliability.md", DOCS / "security.md"]
+    named = {name for page in pages if page.exists() for name in re.findall(r"`(test_\w+(?:\.py)?)`", page.read_text())}
+    for item in items:
+        if item.path.name in named or getattr(item, "originalname", item.name) in named:
+            item.add_marker(pytest.mark.faults)
 
 
 # Nothing left behind

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from executorlib.executor.base import BaseExecutor
+    from executorlib.executor.flux import FluxJobExecutor
     from executorlib.executor.single import SingleNodeExecutor
+    from executorlib.executor.slurm import SlurmClusterExecutor, SlurmJobExecutor
     from executorlib.standalone.hdf import get_cache_data, get_future_from_cache
     from executorlib.standalone.select import get_item_from_future, split_future
     from executorlib.task_scheduler.file.spawner_pysqa import (
@@ -23,7 +25,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BaseExecutor": "executorlib.executor.base",
+    "FluxJobExecutor": "executorlib.executor.flux",
     "SingleNodeExecutor": "executorlib.executor.single",
+    "SlurmClusterExecutor": "executorlib.executor.slurm",
+    "SlurmJobExecutor": "executorlib.executor.slurm",
     "get_cache_data": "executorlib.standalone.hdf",
     "get_cache_data_queue": "executorlib.task_scheduler.file.spawner_pysqa",
     "get_future_from_cache": "executorlib.standalone.hdf",
@@ -35,7 +40,10 @@ _HOMES = {
 
 __all__ = [
     "BaseExecutor",
+    "FluxJobExecutor",
     "SingleNodeExecutor",
+    "SlurmClusterExecutor",
+    "SlurmJobExecutor",
     "get_cache_data",
     "get_cache_data_queue",
     "get_future_from_cache",

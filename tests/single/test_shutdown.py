@@ -243,6 +243,33 @@ def test_the_program_ends_without_shutdown(script: Script, tmp_path: Path, mode:
 
 
 @MODES
+def test_the_program_ends_while_one_executor_waits_for_another(script: Script, tmp_path: Path, mode: str) -> None:
+    """Also for groups and items of its futures; what waits for a future that nobody will end is cancelled."""
+    done = script(
+        PRELUDE + "from concurrent.futures import Future\n"
+        "from executorlib import split_future\n"
+        "from executorlib.api import TestClusterExecutor\n"
+        "first, second = SingleNodeExecutor(**options), SingleNodeExecutor(**options)\n"
+        "third = TestClusterExecutor(cache_directory=folder + '/cache')\n"
+        "def pair(i):\n"
+        "    time.sleep(0.5)\n"
+        "    return i, i\n"
+        "slow = [second.submit(pair, i) for i in range(3)]\n"
+        "first.submit(append, folder + '/log', second.batched(slow, 2)[1])\n"
+        "item = split_future(slow[0], 2)[1]\n"
+        "last = third.submit(add, first.submit(add, item, 5), 1)\n"
+        "second.submit(append, folder + '/log', last)\n"
+        "never = first.submit(append, folder + '/log', Future())\n"
+        "never.add_done_callback(lambda future: print(future.cancelled()))\n",
+        mode,
+        str(tmp_path),
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+    assert len((tmp_path / "log").read_text().split("\n")) == 3
+    assert "6\n" in (tmp_path / "log").read_text()
+
+
+@MODES
 @pytest.mark.parametrize(
     ("ending", "code"),
     [("sys.exit(3)", 3), ("raise ValueError('at the end')", 1), ("os._exit(5)", 5)],

@@ -15,6 +15,7 @@ from typing import Any
 
 from executorlib.backend.calls import flush_output, left_open, log_error, supplied_for
 from executorlib.backend.worker import finish, make_main
+from executorlib.standalone import cache_queue
 from executorlib.standalone.cache_claim import LEADER_VARIABLE, TAKEN_EXIT_CODE, release, take
 from executorlib.standalone.cache_entry import unpickle
 from executorlib.standalone.cache_file import CacheFileError
@@ -132,6 +133,7 @@ def work(paths: CachePaths) -> int:
     try:
         if not is_ended(paths.output):
             call = FileCall(paths, read_call(paths))
+            note_number(call)
             set_up(call.content)
             call.write(call.run())
             finish()
@@ -142,9 +144,18 @@ def work(paths: CachePaths) -> int:
     return 0
 
 
+def note_number(call: FileCall) -> None:
+    """Keep the number of a batch job with the outcome, as executorlib 1.11 does."""
+    number = cache_queue.number_of(call.paths)
+    if number is not None:
+        call.content["queue_id"] = pickle.dumps(number, 5)
+
+
 def end(paths: CachePaths) -> None:
     """Leave nothing behind but the output, and what the task has printed."""
     flush_output()
+    if os.path.exists(paths.output):
+        cache_queue.forget(paths)
     try:
         log, mine = os.stat(paths.log), os.fstat(1)
         if log.st_size == 0 and (log.st_dev, log.st_ino) == (mine.st_dev, mine.st_ino):

@@ -29,7 +29,7 @@ _RANK_SECONDS = 3.0
 
 def main(argv: list[str]) -> int:
     """Run the task on this rank; returns the exit code."""
-    paths = CachePaths.of_file(argv[0])
+    paths = _task_of(argv)
     try:
         from mpi4py import MPI
     except ImportError as error:
@@ -56,6 +56,16 @@ def main(argv: list[str]) -> int:
         if comm.rank == 0:
             end(paths)
     return 0
+
+
+def _task_of(argv: list[str]) -> CachePaths:
+    if argv[0] != "--array":
+        return CachePaths.of_file(argv[0])
+    from executorlib.backend import cache_array
+
+    paths = cache_array.read_inputs(argv[1])[cache_array.own_number()]
+    cache_array.enter(paths, os.path.dirname(argv[1]))
+    return paths
 
 
 def _begin(paths: CachePaths) -> int | None:

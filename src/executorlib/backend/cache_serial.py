@@ -1,4 +1,7 @@
-"""Program of a job that runs one task of the cache: ``python cache_serial.py PATH``, that of its ``<key>_i.h5``."""
+"""Program of a job that runs one task of the cache: ``python cache_serial.py PATH``, that of its ``<key>_i.h5``.
+
+As an element of an array of jobs: ``python cache_serial.py --array LIST``, see `executorlib.backend.cache_array`.
+"""
 
 import os
 import sys
@@ -13,6 +16,10 @@ from executorlib.standalone.cache_paths import CachePaths
 
 def main(argv: list[str]) -> int:
     """Run the task; returns the exit code."""
+    if argv[0] == "--array":
+        from executorlib.backend import cache_array
+
+        return cache_array.main(argv[1])
     return work(CachePaths.of_file(argv[0]))
 
 

@@ -25,6 +25,7 @@ from typing import Any
 from executorlib.backend.dict_calls import DictLink
 from executorlib.backend.remote import Arguments, introduce, leave_package_folder, watch_lifeline
 from executorlib.backend.runner import Link, Outcome, Runner
+from executorlib.backend.watcher import start_watcher
 from executorlib.backend.worker import finish, make_main
 from executorlib.standalone.interactive.messages import DONE, RANK_ERROR, RANKS_DONE, Setup
 from executorlib.standalone.interactive.wire import Connection, Message, ProtocolError
@@ -161,6 +162,7 @@ def main(argv: list[str]) -> None:
     """Work until the executor says stop or is gone."""
     arguments = Arguments.parse(argv)
     watch_lifeline()
+    watch = start_watcher()
     try:
         from mpi4py import MPI
     except ImportError as error:
@@ -170,6 +172,8 @@ def main(argv: list[str]) -> None:
         )
     comm = MPI.COMM_WORLD.Dup()
     connection = introduce(arguments, 0, comm.size) if comm.rank == 0 else None
+    if connection is not None:
+        watch(connection)
     make_main()
     link = DictLink(RankLink(comm, connection), arguments.worker, None if connection is None else connection.fileno())
     link.serve(RankRunner(link, comm, arguments))

@@ -17,6 +17,7 @@ if __name__ == "__main__":
 from executorlib.backend.dict_calls import DictLink
 from executorlib.backend.remote import Arguments, introduce, leave_package_folder, watch_lifeline
 from executorlib.backend.runner import Runner
+from executorlib.backend.watcher import start_watcher
 from executorlib.backend.worker import finish, make_main
 
 
@@ -24,7 +25,9 @@ def main(argv: list[str]) -> None:
     """Work until the executor says stop or is gone."""
     arguments = Arguments.parse(argv)
     watch_lifeline()
+    watch = start_watcher()
     connection = introduce(arguments)
+    watch(connection)
     make_main()
     link = DictLink(connection, arguments.worker, connection.fileno())
     link.serve(Runner(link))

@@ -34,10 +34,14 @@ class Arguments(NamedTuple):
         parser = argparse.ArgumentParser(description="A worker of an executorlib executor.")
         parser.add_argument("--host", default="localhost", help="host of the executor")
         parser.add_argument("--zmqport", type=int, required=True, help="port of the executor")
+        parser.add_argument("--keyfile", help="file with the key, for a job whose environment others keep")
         parser.add_argument("--worker", "--worker-id", type=int, default=0, help="number of the worker")
         known, _ = parser.parse_known_args(argv)
         # The task and what it starts have no business with the key.
         key = os.environ.pop(key_variable(known.zmqport), None)
+        if known.keyfile is not None:
+            with open(known.keyfile) as file:
+                key = file.read()
         if key is None:
             parser.error(
                 f"the environment has no {key_variable(known.zmqport)}: this program is started by an executor"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from executorlib.executor.options import check_progress
 from executorlib.task_scheduler.base import TaskSchedulerBase
+
+if TYPE_CHECKING:
+    from executorlib.task_scheduler.file.launcher import JobLauncher
 
 _REFUSED = {
     "max_workers": "The number of workers cannot be controlled with the pysqa based backend.",
@@ -71,8 +74,15 @@ class ClusterOptions:
         return {**given, "cache_directory": directory}
 
 
-def file_scheduler(options: ClusterOptions) -> TaskSchedulerBase:
-    """The scheduler whose jobs are processes of this machine.
+def file_scheduler(
+    options: ClusterOptions, make_launcher: Callable[[], JobLauncher] | None = None, **described: Any
+) -> TaskSchedulerBase:
+    """The scheduler of jobs that work through files.
+
+    Args:
+        options: the options
+        make_launcher: makes what runs the jobs; without it they are processes of this machine
+        described: further settings, for `info`
 
     Raises:
         TypeError, pydantic.ValidationError: the resource_dict is wrong
@@ -89,9 +99,11 @@ def file_scheduler(options: ClusterOptions) -> TaskSchedulerBase:
 
     return FileTaskScheduler(
         executor_kwargs=options.executor_kwargs(),
+        execute_function=make_launcher,
         disable_dependencies=options.disable_dependencies,
         wait=options.wait,
         refresh_rate=options.refresh_rate,
         observer=timeline(options.export_timeline_filename, keep=False),
         progress=options.progress,
+        **described,
     )

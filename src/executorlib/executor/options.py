@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from executorlib.standalone.interactive.launcher import Launcher
+from executorlib.standalone.interactive.launcher import Launcher, make_launcher
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import dumps
 from executorlib.task_scheduler.base import TaskSchedulerBase
+from executorlib.task_scheduler.interactive.pool import ResourcePool
 from executorlib.task_scheduler.interactive.scheduler import InteractiveScheduler, Limits
 from executorlib.task_scheduler.interactive.worker_pool import CommandBuilder, Site
 from executorlib.task_scheduler.observer import timeline
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """The parameters that executors have in common. They mean the same in all of them.
 
     Attributes:
@@ -65,7 +64,12 @@ class Options:
     export_timeline_filename: str | None = None
     progress: bool = False
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what contradicts itself.
+
+        Raises:
+            ValueError: there is an init_function without block allocation, or ``wait`` is False
+        """
         if self.init_function is not None and not self.block_allocation:
             raise ValueError("An init_function needs workers that are kept: set block_allocation=True.")
         if not self.wait:
@@ -73,14 +77,17 @@ class Options:
         if self.progress:
             check_progress()
 
-    def resources(self) -> Resources:
+    def resources(self, *, template: bool = False) -> Resources:
         """The resources of every call.
+
+        Args:
+            template: whether unknown keys are variables of a submission template
 
         Raises:
             TypeError, pydantic.ValidationError: the resource_dict is wrong
         """
         base = Resources(openmpi_oversubscribe=self.openmpi_oversubscribe, cache_directory=self.cache_directory)
-        return base.updated(self.resource_dict or {})
+        return base.updated(self.resource_dict or {}, template=template)
 
     @property
     def records(self) -> bool:
@@ -98,7 +105,16 @@ def recording_scheduler(options: Options) -> TaskSchedulerBase:
 
 
 def interactive_scheduler(
-    options: Options, command: CommandBuilder, available_cores: int, launcher: Launcher, *, localhost: bool
+    options: Options,
+    command: CommandBuilder,
+    available_cores: int,
+    launcher: Launcher,
+    *,
+    localhost: bool,
+    make_launcher: Callable[[], Launcher] = make_launcher,
+    make_pool: Callable[[int, int | None], ResourcePool] | None = None,
+    gpu_limit: int | None = None,
+    template: bool = False,
 ) -> TaskSchedulerBase:
     """The scheduler of live workers for some options.
 
@@ -108,27 +124,35 @@ def interactive_scheduler(
         available_cores: cores that the workers may use where the options set no limit
         launcher: starts the processes
         localhost: whether all workers run on this machine, unless the options say so
+        make_launcher: makes another launcher where this one is lost
+        make_pool: as in `InteractiveScheduler`
+        gpu_limit: as in `InteractiveScheduler`
+        template: whether unknown keys of the resource_dict are variables of a submission template
     """
+    options.check()
     if options.records:
         launcher.close()
         return recording_scheduler(options)
     here = localhost if options.hostname_localhost is None else options.hostname_localhost
     init = dumps(options.init_function) if options.init_function is not None else None
     return InteractiveScheduler(
-        options.resources(),
-        Limits(options.max_workers, options.max_cores, available_cores),
+        options.resources(template=template),
+        Limits(options.max_workers, options.max_cores, available_cores).checked(),
         Site(
             command,
             localhost=here,
             hostname_localhost=options.hostname_localhost,
             keep=options.block_allocation,
             init_function=init,
+            make_launcher=make_launcher,
         ),
         launcher,
         keep=options.block_allocation,
         restart_limit=options.restart_limit,
         resolve_inputs=not options.disable_dependencies,
         log_obj_size=options.log_obj_size,
+        make_pool=make_pool,
+        gpu_limit=gpu_limit,
         observer=timeline(options.export_timeline_filename, keep=options.block_allocation),
         progress=options.progress,
     )

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from executorlib.standalone.resources import Resources
+    from executorlib.task_scheduler.interactive.pool import Allotment
 
 
 class SingleNodeExecutor(BaseExecutor):
@@ -80,7 +81,7 @@ class SingleNodeExecutor(BaseExecutor):
         super().__init__(scheduler)
 
 
-def single_node_command(resources: Resources, program: list[str]) -> list[str] | None:
+def single_node_command(resources: Resources, program: list[str], _: Allotment) -> list[str] | None:
     """How a worker is started on this machine: with mpiexec where it has several ranks, else forked."""
     if resources.cores == 1:
         return None

@@ -84,8 +84,40 @@ class CachePaths:
     @property
     def claim(self) -> str:
         """The process that runs the task, see `cache_claim`."""
+        return self._note(".run")
+
+    @property
+    def queue_note(self) -> str:
+        """The number of the task's job, see `cache_queue`."""
+        return self._note(".job")
+
+    def _note(self, suffix: str) -> str:
         folder = os.path.dirname(self.job_directory)
-        return os.path.join(folder, f"{_RESERVED}-{sha256(os.fsencode(self.stem)).hexdigest()[:32]}.run")
+        return os.path.join(folder, f"{_RESERVED}-{sha256(os.fsencode(self.stem)).hexdigest()[:32]}{suffix}")
+
+
+def array_directory(directory: str, name: str) -> str:
+    """Where the script, the list of inputs and the logs of an array of jobs lie."""
+    return os.path.join(directory, f"{_RESERVED}-array-{name}")
+
+
+def remove_array(folder: str) -> None:
+    """Remove what an array of jobs has no more use for: all but the logs of elements that have printed something."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    for name in names:
+        path = os.path.join(folder, name)
+        try:
+            if name in ("inputs", "run_queue.sh") or name.endswith((".begun", ".clock")) or not os.path.getsize(path):
+                os.unlink(path)
+        except OSError:  # another was faster
+            pass
+    try:
+        os.rmdir(folder)
+    except OSError:
+        pass
 
 
 def aliased_output(directory: str | os.PathLike[str], alias: str) -> CachePaths | None:

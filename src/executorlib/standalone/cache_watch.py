@@ -12,6 +12,7 @@ from typing import Any
 from executorlib.standalone import cache_claim
 from executorlib.standalone.cache_file import CacheFileError
 from executorlib.standalone.cache_paths import CachePaths
+from executorlib.standalone.errors import ExplainedError
 
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 1.0
@@ -22,11 +23,11 @@ _LOOKS_BEFORE_GONE = 3
 _LOST_SECONDS = 1.0
 
 
-class TaskRemovedError(RuntimeError):
+class TaskRemovedError(ExplainedError):
     """The files of a task have been removed from the cache before it ended."""
 
 
-class TaskLostError(RuntimeError):
+class TaskLostError(ExplainedError):
     """The process of a task has ended without a result."""
 
 

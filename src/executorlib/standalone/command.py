@@ -8,6 +8,9 @@ import sys
 PATH_VARIABLE = "EXECUTORLIB_PATH"
 """Environment variable by which a job on this machine gets the sys.path of the program, as JSON."""
 
+RUN_TIME_VARIABLE = "EXECUTORLIB_RUN_TIME_MAX"
+"""Environment variable that tells the elements of an array of jobs the time limit of each, in seconds."""
+
 _BACKEND = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "backend")
 
 

@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 
-class ExecutorlibSocketError(RuntimeError):
-    """The connection to a worker is lost, usually because the worker's process has ended."""
-
-
-class _ExplainedError(ExecutorlibSocketError):
+class ExplainedError(RuntimeError):
     """An error that docs/troubleshooting.md has an entry for, under the name of its class."""
 
     def __str__(self) -> str:
         return f"{super().__str__()} (see Troubleshooting: {type(self).__name__})"
 
 
-class WorkerDiedError(_ExplainedError):
+class ExecutorlibSocketError(RuntimeError):
+    """The connection to a worker is lost, usually because the worker's process has ended."""
+
+
+class WorkerDiedError(ExplainedError, ExecutorlibSocketError):
     """The process that ran the task ended before it returned a result.
 
     The message names the task, the worker, its process id and host, and the signal or the exit code.
     """
 
 
-class WorkerStartError(_ExplainedError):
+class WorkerStartError(ExplainedError, ExecutorlibSocketError):
     """A worker could not be started, or did not report in time.
 
     The message holds the command that was run and the end of its standard error.
     """
 
 
-class TaskExitError(_ExplainedError):
+class SubmissionError(ExplainedError):
+    """The queueing system has refused a batch job; the message holds its words."""
+
+
+class TaskExitError(ExplainedError, ExecutorlibSocketError):
     """The task called ``sys.exit`` or was interrupted; its worker goes on."""
 
 
-class RemoteError(RuntimeError):
+class RemoteError(ExplainedError):
     """Stands in for an exception of a task that cannot be pickled: its type and message as text."""
 
 

@@ -20,6 +20,15 @@ THREAD_VARIABLES = (
 GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
+def program_environment() -> dict[str, str]:
+    """The environment variables now, whatever another thread does to them meanwhile."""
+    while True:
+        try:
+            return dict(os.environ)
+        except (KeyError, RuntimeError):  # one has been removed, or added, during the look
+            continue
+
+
 def usable_cpus() -> int:
     """CPUs that this process may use: its affinity mask and the CPU quota of its control groups, at least 1."""
     try:

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import Future
 from typing import Any
+
+# Attribute of a future that comes from others: these.
+_PARENTS = "_executorlib_parents"
+
+
+def will_end(future: Future[Any], provided: Container[int]) -> bool:
+    """Whether a future is done, or derived from futures that are or whose identities are among the given ones."""
+    open_futures = [future]
+    while open_futures:
+        future = open_futures.pop()
+        if future.done() or id(future) in provided:
+            continue
+        parents = getattr(future, _PARENTS, ())
+        if not parents:
+            return False
+        open_futures += parents
+    return True
 
 
 class FutureSelector(Future[Any]):
@@ -22,6 +39,7 @@ class FutureSelector(Future[Any]):
         super().__init__()
         self._future = future
         self._selector = selector
+        setattr(self, _PARENTS, (future,))
         future.add_done_callback(self._select)
 
     def __repr__(self) -> str:
@@ -93,6 +111,8 @@ def batch_futures(futures: Sequence[Future[Any]], n: int) -> list[Future[Any]]:
     if n < 1:
         raise ValueError(f"a batch has at least 1 future, not {n}")
     groups: list[Future[Any]] = [Future() for _ in range(-(-len(futures) // n))]
+    for group in groups:
+        setattr(group, _PARENTS, futures)
     done: list[int] = []
     lock = threading.Lock()  # futures of several executors end in several threads
 
@@ -111,6 +131,7 @@ def batch_futures(futures: Sequence[Future[Any]], n: int) -> list[Future[Any]]:
 
 
 def _settle(group: Future[Any], members: list[Future[Any]]) -> None:
+    setattr(group, _PARENTS, ())
     if not group.set_running_or_notify_cancel():
         return
     try:

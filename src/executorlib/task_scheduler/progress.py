@@ -20,7 +20,8 @@ _SECONDS_IN_A_LOG = 30.0
 class Watched(Protocol):
     """A dispatcher as the bar sees it."""
 
-    thread: threading.Thread
+    @property
+    def thread(self) -> threading.Thread: ...
 
     def tally(self) -> Tally:
         """How far it is; may be called from any thread."""

@@ -21,9 +21,26 @@ class Exited(NamedTuple):
     cause: str
     """How the process ended, in words: a signal's name or an exit code."""
     clean: bool
+    begun: int | None = None
+    """How many tasks it had begun, where the launcher knows."""
+
+
+class TakenBack(NamedTuple):
+    """What a worker had begun when tasks were taken back from it."""
+
+    worker: int
+    begun: int
+
+
+class NodeLost(NamedTuple):
+    """No worker can be started on a compute node."""
+
+    node: str
+    reason: str
 
 
 Event = Started | StartFailed | Exited
+NodeEvent = TakenBack | NodeLost
 
 
 class LauncherLostError(Exception):

@@ -20,14 +20,23 @@ from executorlib.standalone.interactive.control import LENGTH, send_request
 # Nothing is imported here that the start of the fork server can do without: all else is imported while it starts.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
-    from executorlib.standalone.interactive.events import Event
+    from executorlib.standalone.interactive.events import Event, NodeEvent
+    from executorlib.standalone.interactive.wire import Connection
 
 
 class Launcher(ABC):
-    """Starts processes for workers. All methods are called by the dispatcher's thread alone."""
+    """Starts processes for workers. All methods are called by the dispatcher's thread alone.
+
+    Attributes:
+        name: what it is called where it is lost
+        waits_for_ever: whether a worker may have to wait for its start for any time, as a batch job does
+    """
+
+    waits_for_ever: bool = False
+    name: str = "fork server"
 
     @abstractmethod
     def fileno(self) -> int:
@@ -49,12 +58,23 @@ class Launcher(ABC):
         """Send a signal to a worker's process and all that it has started; nothing if it is gone."""
 
     @abstractmethod
-    def events(self) -> list[Event]:
+    def events(self) -> Sequence[Event | NodeEvent]:
         """What has happened since the last call.
 
         Raises:
             LauncherLostError: nothing more will be heard of any process
         """
+
+    def arrived(self, number: int, connection: Connection) -> bool:
+        """Take over a connection that is no worker's, if it is that of a helper of this launcher; whether it is."""
+        return False
+
+    def deadline(self) -> float | None:
+        """When `expire` wants to be called, on the monotonic clock."""
+        return None
+
+    def expire(self, now: float) -> None:  # noqa: B027  # most launchers wait for nothing
+        """Give up on what has taken too long."""
 
     @abstractmethod
     def close(self) -> None:
@@ -143,7 +163,7 @@ class ForkServer(Launcher):
             stop = LENGTH.size + LENGTH.unpack_from(self._partial)[0]
             if len(self._partial) < stop:
                 break
-            found.append(_event(pickle.loads(self._partial[LENGTH.size : stop])))
+            found.append(event_of(pickle.loads(self._partial[LENGTH.size : stop])))
             self._partial = self._partial[stop:]
         return found
 
@@ -156,16 +176,17 @@ class ForkServer(Launcher):
             os.waitpid(self._pid, 0)
 
 
-def _event(report: tuple[Any, ...]) -> Event:
+def event_of(report: tuple[Any, ...]) -> Event:
+    """What a fork server reports."""
     from executorlib.standalone.interactive.events import Exited, Started, StartFailed, describe_exit
 
-    kind, worker, value = report
+    kind, worker, value = report[:3]
     if kind == "started":
         return Started(worker, value)
     if kind == "failed":
         return StartFailed(worker, value)
     code = os.waitstatus_to_exitcode(value)
-    return Exited(worker, describe_exit(code), code == 0)
+    return Exited(worker, describe_exit(code), code == 0, *report[3:])
 
 
 @contextlib.contextmanager

@@ -6,10 +6,10 @@ the greeting and the key, never unpickled, and it is dropped with one line in th
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
-import random
 import socket
 import time
 from typing import Any, NamedTuple
@@ -71,6 +71,8 @@ def introduce(host: str, port: int, key: bytes, hello: Hello, timeout: float = 6
             knocks -= 1
             if knocks == 0:
                 raise ProtocolError(f"{host}:{port} closes every connection: {error}") from error
+            import random
+
             time.sleep(random.uniform(0.0, _LONGEST_PAUSE))
         except BaseException:
             if connection is not None:
@@ -158,14 +160,22 @@ class Listener:
         """
         if len(self.guests) < _MAX_STRANGERS:
             return None
+        import random  # here: most programs start sooner without it
+
         return random.choice(list(self.guests.values()))
 
     def accept(self) -> Guest | None:
-        """The next peer at the door; None when there is none."""
+        """The next peer at the door; None when there is none.
+
+        Raises:
+            OSError: there is one, and no descriptor left for it
+        """
         try:
             sock, _ = self.sock.accept()
-        except OSError:  # it has gone again
-            return None
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                raise
+            return None  # it has gone again
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

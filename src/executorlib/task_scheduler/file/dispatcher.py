@@ -19,7 +19,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, cast
 
@@ -34,9 +34,11 @@ from executorlib.standalone.cache_outcome import (
     write_outcome,
 )
 from executorlib.standalone.cache_paths import remember_alias
+from executorlib.standalone.cache_queue import JobNumber
 from executorlib.standalone.cache_trust import make_private_directory
 from executorlib.standalone.cache_watch import TaskRemovedError
 from executorlib.standalone.errors import WorkerDiedError
+from executorlib.standalone.select import will_end
 from executorlib.standalone.serialize import dumps
 from executorlib.task_scheduler.file.inbox import Inbox
 from executorlib.task_scheduler.file.launcher import Job, JobChange, JobLauncher, JobState, LeftJob
@@ -67,10 +69,13 @@ class FileDispatcher:
         self._observed = None if observer is None else ObservedJobs(observer, launcher.slots)
         self._watch = OutputWatch(refresh_rate)
         descriptor = launcher.fileno()
-        self._inbox: Inbox[Callable[[], None] | FileTask] = Inbox(*([] if descriptor is None else [descriptor]))
+        self._inbox: Inbox[Callable[[], None] | FileTask | Sequence[FileTask]] = Inbox(
+            *([] if descriptor is None else [descriptor])
+        )
         self._tasks: dict[str, FileTask] = {}  # by output file
         self._open: dict[int, FileTask] = {}  # whose calls have no name yet
-        self._jobs: dict[int, FileTask] = {}
+        self._jobs: dict[JobNumber, FileTask] = {}
+        self._gathered: list[FileTask] | None = None  # while tasks are admitted that were submitted together
         self._late: list[FileTask] = []  # whose job has ended, and whose output may come into sight
         self._ended = self._failed = self._dropped = 0
         self._directories: set[str] = set()
@@ -83,21 +88,25 @@ class FileDispatcher:
 
     # From any thread
 
-    def post(self, item: Callable[[], None] | FileTask) -> None:
-        """Hand over a task, or something to do in the dispatcher's thread."""
+    def post(self, item: Callable[[], None] | FileTask | Sequence[FileTask]) -> None:
+        """Hand over a task, or several together, or something to do in the dispatcher's thread."""
         self._inbox.put(item)
         if self.finished:  # it ended while this was on its way
             self._refuse_inbox()
 
     def waiting(self) -> list[FileFuture]:
         """The futures of the tasks whose jobs have not begun."""
+        return self._ask(self._waiting)
+
+    def _ask(self, question: Callable[[], list[FileFuture]]) -> list[FileFuture]:
+        """Have something answered in the dispatcher's thread."""
         if threading.current_thread() is self.thread:
-            return self._waiting()
+            return question()
         answered = threading.Event()
         answer: list[FileFuture] = []
 
         def reply() -> None:
-            answer.extend(self._waiting())
+            answer.extend(question())
             answered.set()
 
         self.post(reply)
@@ -142,9 +151,13 @@ class FileDispatcher:
         """End now; the jobs go on, and those that have not begun are begun without this program."""
         self.post(self._leave)
 
-    def cancel_waiting(self) -> None:
-        """Cancel the tasks whose inputs nobody here will provide."""
-        self.post(self._cancel_waiting)
+    def open_futures(self) -> set[int]:
+        """The identities of the futures that will still be done."""
+        return {id(future) for future in self._ask(self._futures)}
+
+    def cancel_waiting(self, provided: set[int]) -> None:
+        """Cancel the tasks with inputs that are neither done nor derived from futures of these identities."""
+        self.post(lambda: self._cancel_waiting(provided))
 
     def after_fork(self) -> None:
         """In a child of the program: this executor is not the child's, nor are its jobs."""
@@ -189,8 +202,10 @@ class FileDispatcher:
         for item in self._inbox.take():
             if isinstance(item, FileTask):
                 self._admit(item)
-            else:
+            elif callable(item):
                 item()
+            else:
+                self._admit_together(item)
 
     def _end(self) -> None:
         self.finished = True
@@ -205,11 +220,12 @@ class FileDispatcher:
 
     def _refuse_inbox(self) -> None:
         for item in self._inbox.take_all():
-            if isinstance(item, FileTask):
-                reason = self._fatal or "cannot schedule new futures after shutdown"
-                self._fail(item, RuntimeError(str(reason)))
-            else:
+            if callable(item):
                 item()
+                continue
+            reason = self._fatal or "cannot schedule new futures after shutdown"
+            for task in [item] if isinstance(item, FileTask) else item:
+                self._fail(task, RuntimeError(str(reason)))
 
     # A task begins
 
@@ -221,6 +237,23 @@ class FileDispatcher:
             self._wait_for_inputs(task)
         else:
             self._enter(task)
+
+    def _admit_together(self, tasks: Sequence[FileTask]) -> None:
+        """Admit tasks, and submit together the jobs of those that need one now."""
+        self._gathered = []
+        try:
+            for task in tasks:
+                self._admit(task)
+        finally:
+            gathered, self._gathered = self._gathered, None
+        gathered = [task for task in gathered if task.futures]
+        if gathered:
+            numbers = self._launcher.submit_together([self._job(task) for task in gathered])
+            for task, number in zip(gathered, numbers, strict=True):
+                if isinstance(number, Exception):
+                    self._fail(task, number)
+                else:
+                    self._has_job(task, number)
 
     def _enter(self, task: FileTask) -> None:
         """A task has its name: find it in the cache, or put it there."""
@@ -325,7 +358,10 @@ class FileDispatcher:
             jobs.append(known.job)
         self._submit(task, tuple(jobs))
 
-    def _submit(self, task: FileTask, depends_on: tuple[int, ...]) -> None:
+    def _submit(self, task: FileTask, depends_on: tuple[JobNumber, ...]) -> None:
+        if self._gathered is not None and not depends_on:
+            self._gathered.append(task)
+            return
         try:
             job = self._launcher.submit(self._job(task, depends_on))
         except Exception as error:
@@ -335,14 +371,14 @@ class FileDispatcher:
                 self._observed.ready(task)
             self._has_job(task, job)
 
-    def _has_job(self, task: FileTask, job: int) -> None:
+    def _has_job(self, task: FileTask, job: JobNumber) -> None:
         task.job = job
         self._jobs[job] = task
         for future in task.futures:
             future.queue_id = job
 
-    def _job(self, task: FileTask, depends_on: tuple[int, ...] = ()) -> Job:
-        return Job(task.files, task.resources, depends_on)
+    def _job(self, task: FileTask, depends_on: tuple[JobNumber, ...] = ()) -> Job:
+        return Job(task.files, task.resources, depends_on, task.name)
 
     # A task ends
 
@@ -419,6 +455,8 @@ class FileDispatcher:
             remember_alias(paths, task.call.alias)
         if fresh:  # an input beside it is that of a worker that was killed between the two
             remove(paths.input)
+        if task.job is not None and self._launcher.settled(task.job):
+            self._jobs.pop(task.job, None)
         self._finish(task, outcome)
         return True
 
@@ -513,10 +551,12 @@ class FileDispatcher:
             if origin is not None and origin.paths is not None and not origin.done():
                 yield origin.paths.output
 
-    def _cancel_waiting(self) -> None:
-        ours = {future for task in [*self._open.values(), *self._tasks.values()] for future in task.futures}
+    def _futures(self) -> list[FileFuture]:
+        return [future for task in [*self._open.values(), *self._tasks.values()] for future in task.futures]
+
+    def _cancel_waiting(self, provided: set[int]) -> None:
         for task in list(self._open.values()):
-            if any(not future.done() and task_future(future) not in ours for future in task.inputs):
+            if not all(will_end(future, provided) for future in task.inputs):
                 self._fail(task, CancelledError())
 
 

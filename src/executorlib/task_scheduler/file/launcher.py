@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from executorlib.standalone.cache_paths import CachePaths
+from executorlib.standalone.cache_queue import JobNumber
 from executorlib.standalone.command import get_command_path
 from executorlib.standalone.resources import Resources
 
@@ -26,11 +27,13 @@ class Job:
         paths: the task's files; its input is written
         resources: what it needs
         depends_on: jobs of this launcher that have to end well first
+        name: that of the task's function
     """
 
     paths: CachePaths
     resources: Resources
-    depends_on: tuple[int, ...] = ()
+    depends_on: tuple[JobNumber, ...] = ()
+    name: str = ""
 
     @property
     def program(self) -> list[str]:
@@ -68,7 +71,7 @@ class JobChange:
         error: what its future is to raise where the launcher itself has ended it, or could not start it
     """
 
-    job: int
+    job: JobNumber
     state: JobState
     cause: str = ""
     error: BaseException | None = None
@@ -96,24 +99,38 @@ class JobLauncher(ABC):
         return None
 
     @abstractmethod
-    def find(self, job: Job) -> int | None:
+    def find(self, job: Job) -> JobNumber | None:
         """The number of the living job that another program has started for a task; from now on it is watched."""
 
     @abstractmethod
-    def submit(self, job: Job) -> int:
+    def submit(self, job: Job) -> JobNumber:
         """Start a job, or let it wait for its turn; returns its number.
 
         Raises:
             Exception: it is refused
         """
 
+    def submit_together(self, jobs: Sequence[Job]) -> list[JobNumber | Exception]:
+        """Start jobs that were submitted together; returns the number of each, or why it is refused."""
+        found: list[JobNumber | Exception] = []
+        for job in jobs:
+            try:
+                found.append(self.submit(job))
+            except Exception as error:
+                found.append(error)
+        return found
+
     @abstractmethod
     def changes(self) -> list[JobChange]:
         """What has happened since the last call: one question for all jobs. Each job ends once."""
 
     @abstractmethod
-    def cancel(self, job: int) -> None:
+    def cancel(self, job: JobNumber) -> None:
         """End a job; its end is told by `changes`, unless it has not begun: then it is forgotten."""
+
+    def settled(self, job: JobNumber) -> bool:
+        """The output of a job is there; returns whether its end will not be told any more."""
+        return False
 
     @property
     @abstractmethod

@@ -24,12 +24,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from executorlib.standalone import cache_claim
 from executorlib.standalone.cache_outcome import is_ended
+from executorlib.standalone.cache_queue import JobNumber
 from executorlib.standalone.command import PATH_VARIABLE, mpiexec_command
-from executorlib.standalone.hardware import thread_environment
+from executorlib.standalone.hardware import program_environment, thread_environment
 from executorlib.standalone.interactive.control import send_request
 from executorlib.standalone.interactive.events import Exited, LauncherLostError, Started, describe_exit
 from executorlib.standalone.interactive.launcher import ForkServer, has_fork_server
@@ -166,7 +167,8 @@ class LocalJobs(JobLauncher):
         changes, self._changes = self._changes, []
         return changes
 
-    def cancel(self, job: int) -> None:
+    def cancel(self, job: JobNumber) -> None:
+        assert isinstance(job, int)
         if self._waiting.pop(job, None) is not None:
             return
         process = self._processes.get(job)
@@ -223,7 +225,7 @@ class LocalJobs(JobLauncher):
             if job is not None:
                 claim = cache_claim.holder(job.paths)
                 # The cores are this machine's; that a job wants GPUs is of no matter here.
-                allotment = None if claim else self._pool.take(replace(job.resources, gpus_per_core=0))
+                allotment = None if claim else self._pool.take(job.resources._replace(gpus_per_core=0))
                 if claim is None and allotment is None:
                     return
                 del self._waiting[number]
@@ -284,7 +286,7 @@ class LocalJobs(JobLauncher):
         return _Process(number, job, popen.pid, popen, None, allotment, ranks=not serial, deadline=None)
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, PATH_VARIABLE: json.dumps([os.path.abspath(entry) for entry in sys.path])}
+        return {**program_environment(), PATH_VARIABLE: json.dumps([os.path.abspath(entry) for entry in sys.path])}
 
     def _adopt(self, number: int, job: Job, claim: cache_claim.Claim) -> None:
         """Watch the process of another program, or of an executor before this one."""

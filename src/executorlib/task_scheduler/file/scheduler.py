@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import os
 import pickle
 import queue
-import sys
-import threading
 import warnings
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,10 +13,11 @@ from typing import Any, cast
 from executorlib.standalone.functions import function_name, takes_parameter
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import dumps_with_inputs, loads_with_inputs
-from executorlib.task_scheduler.base import TaskSchedulerBase
+from executorlib.task_scheduler.dispatched import DispatchedScheduler
 from executorlib.task_scheduler.file.dispatcher import FileDispatcher
 from executorlib.task_scheduler.file.launcher import JobLauncher
 from executorlib.task_scheduler.file.task import Call, FileFuture, FileTask, OpenCall, reference
+from executorlib.task_scheduler.mapping import calls_of, map_calls
 from executorlib.task_scheduler.observer import Observer
 
 DEFAULT_DIRECTORY = "executorlib_cache"
@@ -44,7 +40,7 @@ class Settings:
     max_workers: int | None = None
 
 
-class FileScheduler(TaskSchedulerBase):
+class FileScheduler(DispatchedScheduler):
     """Runs calls as jobs whose input and output are files in a cache directory.
 
     Args:
@@ -65,19 +61,9 @@ class FileScheduler(TaskSchedulerBase):
     ) -> None:
         self._resources = resources
         self._settings = settings
-        self._closed = False
-        self._owner = os.getpid()
         self._dispatcher = FileDispatcher(launcher, settings.refresh_rate, observer)
-        self._progress = None
-        if progress:
-            from executorlib.task_scheduler.progress import Progress
-
-            self._progress = Progress(self._dispatcher)
-        # The dispatcher's thread does not hold the scheduler: without users it ends, when its tasks have.
-        end = self._dispatcher.shutdown if settings.wait else self._dispatcher.leave
-        self._finalizer = weakref.finalize(self, end)
-        self._finalizer.atexit = False
-        _running.add(self)
+        forgotten = self._dispatcher.shutdown if settings.wait else self._dispatcher.leave
+        super().__init__(self._dispatcher, forgotten, progress=progress)
 
     def submit(
         self, fn: Callable[..., Any], /, *args: Any, resource_dict: Mapping[str, Any] | None = None, **kwargs: Any
@@ -86,6 +72,34 @@ class FileScheduler(TaskSchedulerBase):
         if resource_dict:
             resources = updated(resources, resource_dict, stacklevel=4)
         self._check_open()
+        future, task = self._prepared(fn, list(args), kwargs, resources)
+        if task is not None:
+            self._dispatcher.post(task)
+        return future
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any] | Future[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[Any]:
+        self._check_open()
+        calls, finite = calls_of(iterables)
+
+        def submit(some: Iterable[tuple[Any, ...]]) -> list[Future[Any]]:
+            made = [self._prepared(fn, list(args), {}, self._resources) for args in some]
+            self._check_open()
+            self._dispatcher.post([task for _, task in made if task is not None])
+            return [future for future, _ in made]
+
+        return map_calls(submit, calls, finite, timeout, buffersize)
+
+    def _prepared(
+        self, fn: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], resources: Resources
+    ) -> tuple[FileFuture, FileTask | None]:
+        """A call and its future; None for a call that has failed already."""
         if takes_parameter(fn, "resource_dict"):
             raise ValueError(
                 f"{function_name(fn)} has a parameter called resource_dict, a name that submit needs for "
@@ -94,7 +108,7 @@ class FileScheduler(TaskSchedulerBase):
             )
         future = FileFuture()
         try:
-            task = self._task(fn, list(args), kwargs, resources, future)
+            task = self._task(fn, args, kwargs, resources, future)
         except Exception as error:
             future.set_exception(error)
         except SystemExit as error:
@@ -104,8 +118,8 @@ class FileScheduler(TaskSchedulerBase):
         else:
             task.name = function_name(fn)
             future.bind(self._dispatcher, cast(Any, task))
-            self._dispatcher.post(task)
-        return future
+            return future, task
+        return future, None
 
     def _task(
         self, fn: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], resources: Resources, future: FileFuture
@@ -157,26 +171,10 @@ class FileScheduler(TaskSchedulerBase):
             self._end(dispatcher.leave, True)
 
     def finish(self) -> None:
-        """At the end of the program: do what can still be done, and cancel what waits for others."""
-        if not self._settings.wait:
-            self._end(self._dispatcher.leave, True)
-            return
-        if self._owner == os.getpid():
-            self._dispatcher.cancel_waiting()
-        self._end(self._dispatcher.shutdown, True)
+        self._end(self._dispatcher.shutdown if self._settings.wait else self._dispatcher.leave, False)
 
     def terminate_workers(self) -> None:
-        self._end(self._dispatcher.kill, True)
-
-    def _end(self, how: Callable[[], None], wait: bool) -> None:
-        self._closed = True
-        if self._owner != os.getpid():
-            return
-        how()
-        if wait and threading.current_thread() is not self._dispatcher.thread:
-            self._dispatcher.thread.join()
-            if self._progress is not None:
-                self._progress.join()
+        self._end(self._dispatcher.kill if self._settings.wait else self._dispatcher.leave, True)
 
     @property
     def max_workers(self) -> int | None:
@@ -202,15 +200,6 @@ class FileScheduler(TaskSchedulerBase):
     def __len__(self) -> int:
         return len(self._dispatcher.waiting())
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("cannot schedule new futures after shutdown")
-        if self._owner != os.getpid():
-            raise RuntimeError(
-                "This executor belongs to the process that made it, not to one forked from it: "
-                "make a new executor here."
-            )
-
 
 def updated(resources: Resources, resource_dict: Mapping[str, Any], *, stacklevel: int) -> Resources:
     """Resources with what a call asks for; keys that are not known are variables of a submission template.
@@ -228,29 +217,3 @@ def updated(resources: Resources, resource_dict: Mapping[str, Any], *, stackleve
             stacklevel=stacklevel,
         )
     return new
-
-
-_running: weakref.WeakSet[FileScheduler] = weakref.WeakSet()
-
-
-def _end_all() -> None:
-    """At the end of the program its tasks are finished, as with the executors of the standard library.
-
-    Not after Ctrl-C: whoever pressed it wants the end now.
-    """
-    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
-    for scheduler in list(_running):
-        if interrupted and scheduler._settings.wait:
-            scheduler.terminate_workers()
-        else:
-            scheduler.finish()
-
-
-def _after_fork() -> None:
-    for scheduler in list(_running):
-        scheduler._dispatcher.after_fork()
-
-
-atexit.register(_end_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

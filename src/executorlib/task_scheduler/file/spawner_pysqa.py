@@ -6,10 +6,11 @@ import errno
 import os
 from typing import Any
 
-from executorlib.standalone import cache_claim
+from executorlib.standalone import cache_claim, cache_queue, slurm_queue
 from executorlib.standalone.cache_file import CacheFileError
 from executorlib.standalone.cache_outcome import remove
 from executorlib.standalone.cache_paths import INPUT_SUFFIX, CachePaths
+from executorlib.standalone.cache_queue import JobNumber
 from executorlib.standalone.hdf import get_cache_data, get_cache_files, get_queue_id
 from executorlib.standalone.processes import end_group
 
@@ -78,9 +79,13 @@ def get_cache_data_queue(
     """
     adapter = _adapter(config_directory, queue_type)
     entries = get_cache_data(cache_directory)
+    for entry in entries:
+        if not _has_ended(entry):
+            noted = cache_queue.number_of(CachePaths.of_file(entry["filename"]))
+            if noted is not None:
+                entry["queue_id"] = noted
     numbers = [entry["queue_id"] for entry in entries if not _has_ended(entry) and entry.get("queue_id") is not None]
-    # One question for all jobs.
-    states = dict(zip(numbers, adapter.get_status_of_jobs(numbers), strict=True)) if numbers else {}
+    states = _states(adapter, numbers)
     for entry in entries:
         if _has_ended(entry):
             entry["status"] = "finished"
@@ -93,6 +98,20 @@ def get_cache_data_queue(
     return entries
 
 
+def _states(adapter: Any, numbers: list[JobNumber]) -> dict[JobNumber, str | None]:
+    """The state of each job in the words of pysqa: one question for all, and one for the elements of arrays."""
+    jobs = [number for number in numbers if isinstance(number, int)]
+    states: dict[JobNumber, str | None] = dict(zip(jobs, adapter.get_status_of_jobs(jobs), strict=True)) if jobs else {}
+    elements = [number for number in numbers if isinstance(number, str)]
+    if elements:
+        found = slurm_queue.query()
+        for number in elements:
+            status = found.get(number)
+            waits = status is not None and status.state in slurm_queue.WAITING
+            states[number] = None if status is None or status.ended else "pending" if waits else "running"
+    return states
+
+
 def _has_ended(entry: dict[str, Any]) -> bool:
     return "output" in entry or "error" in entry
 
@@ -100,15 +119,18 @@ def _has_ended(entry: dict[str, Any]) -> bool:
 def _terminate(tasks: list[CachePaths], config_directory: str | None, backend: str | None) -> None:
     adapter = None
     for paths in tasks:
-        try:
-            number = get_queue_id(paths.input)
-        except CacheFileError:  # nobody can run this
-            number = None
+        number = cache_queue.number_of(paths)
+        if number is None:
+            try:
+                number = get_queue_id(paths.input)
+            except CacheFileError:  # nobody can run this
+                pass
         claim = cache_claim.holder(paths)
         if number is not None:
             adapter = adapter or _adapter(config_directory, backend)
-            if adapter.get_status_of_job(process_id=number) in ("running", "pending"):
+            if _states(adapter, [number])[number] in ("running", "pending"):
                 adapter.delete_job(process_id=number)
+            cache_queue.forget(paths)
         # Before the end of the process: whoever sees that is to know that it was wanted.
         remove(paths.input)
         if number is None and claim is not None:

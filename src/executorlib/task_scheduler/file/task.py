@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from executorlib.standalone.cache_key import alias_key, call_key
 from executorlib.standalone.cache_outcome import Outcome
 from executorlib.standalone.cache_paths import CachePaths, aliased_output
+from executorlib.standalone.cache_queue import JobNumber
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.select import FutureSelector
 from executorlib.standalone.serialize import Payload, dumps, loads_with_inputs
@@ -38,7 +39,7 @@ class FileFuture(TaskFuture):
         output: its output file. One string for all references to it, as in executorlib 1.11: a pickle that holds two
             of them, and with it the name of a call, depends on whether it is the same object.
         kept: whether the exception is in the cache too, as that of the task's function
-        queue_id: the number of the task's job, when it is submitted
+        queue_id: the number of the task's job, when it is submitted; for an element of an array a text, "12_3"
     """
 
     __slots__ = ("kept", "output", "paths", "queue_id")
@@ -48,7 +49,7 @@ class FileFuture(TaskFuture):
         self.paths: CachePaths | None = None
         self.output: str | None = None
         self.kept = False
-        self.queue_id: int | None = None
+        self.queue_id: JobNumber | None = None
 
     def begin(self) -> None:
         """The task's job runs, for the first time or again."""
@@ -151,7 +152,7 @@ class FileTask:
         begun: whether the job runs
         ended_at: when the job ended, where its output is waited for (monotonic clock)
         cause: how it ended
-        name: of its function
+        name: that of its function
     """
 
     __slots__ = (
@@ -183,7 +184,8 @@ class FileTask:
         self.futures = [future]
         self.inputs = inputs
         self.open_inputs = len(inputs)
-        self.job: int | None = None
+        self.job: JobNumber | None = None
+        self.name = ""
         self.begun = False
         self.ended_at: float | None = None
         self.cause = ""
@@ -242,15 +244,8 @@ def task_future(future: Future[Any]) -> FileFuture | None:
 
 def stored_resources(resources: Resources) -> dict[str, Any]:
     """The resources as executorlib 1.11 keeps them in the input file."""
-    import dataclasses
-
-    given: Mapping[str, Any] = {
-        field.name: getattr(resources, field.name)
-        for field in dataclasses.fields(resources)
-        if getattr(resources, field.name) != field.default
-    }
     left_out = ("cache_key", "cache_directory", "error_log_file", "template_variables")
-    stored = {**_ALWAYS_STORED, **{name: value for name, value in given.items() if name not in left_out}}
+    stored = {**_ALWAYS_STORED, **{name: value for name, value in resources.given().items() if name not in left_out}}
     if "slurm_cmd_args" in stored:
         stored["slurm_cmd_args"] = list(stored["slurm_cmd_args"])
     return {**stored, **dict(resources.template_variables)}

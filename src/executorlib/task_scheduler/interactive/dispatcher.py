@@ -17,21 +17,36 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from executorlib.standalone.errors import WorkerDiedError
 from executorlib.standalone.interactive.launcher import Launcher
-from executorlib.standalone.interactive.messages import DONE, RANK_ERROR, RANKS_DONE, RESULT_HEAD
+from executorlib.standalone.interactive.messages import (
+    BEGUN,
+    BEGUN_HEAD,
+    DONE,
+    RANK_ERROR,
+    RANKS_DONE,
+    RESULT_HEAD,
+)
 from executorlib.standalone.interactive.wire import Message
 from executorlib.standalone.resources import Resources
+from executorlib.standalone.select import will_end
 from executorlib.standalone.serialize import dumps, load_error
 from executorlib.task_scheduler.interactive.inbox import Inbox
 from executorlib.task_scheduler.interactive.outcome import death, deliver, fail
 from executorlib.task_scheduler.interactive.pool import ReadyQueue, ResourcePool
 from executorlib.task_scheduler.interactive.task import DependencyGraph, Task, failed_input
 from executorlib.task_scheduler.interactive.worker import STALL_SECONDS, Worker
-from executorlib.task_scheduler.interactive.worker_pool import Gone, Heard, PoolEvent, Site, WorkerPool
+from executorlib.task_scheduler.interactive.worker_pool import (
+    Gone,
+    Heard,
+    NodeGone,
+    PoolEvent,
+    Returned,
+    Site,
+    WorkerPool,
+)
 from executorlib.task_scheduler.observer import Observer
 from executorlib.task_scheduler.tally import Tally
 
@@ -42,8 +57,7 @@ _RANK_SECONDS = 3.0
 _SMOOTHING = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(NamedTuple):
     """What an executor does with its workers.
 
     Attributes:
@@ -78,6 +92,9 @@ class Dispatcher:
         self._open: dict[int, Task] = {}
         self._ended = self._failed = self._dropped = 0
         self._steal_at: float | None = None
+        self._due: float | None = None
+        # Tasks to be cancelled should they come back from a worker elsewhere, and whether to end them if they do not.
+        self._unwanted: dict[int, bool] = {}
         self._closing = False
         self._fatal: BaseException | None = None
         self.thread = threading.Thread(target=self._run, name="executorlib", daemon=True)
@@ -98,7 +115,7 @@ class Dispatcher:
     def cancel_map(self, tasks: Iterable[Any]) -> None:
         """Cancel those of some tasks that have not begun."""
         some = list(tasks)
-        self.post(lambda: self._cancel_some(some))
+        self.post(lambda: self._cancel_some(some, later=True))
 
     def cancel_running(self, task: Task) -> bool:
         """End the process that runs a task, and cancel the task; returns whether there was anything to end."""
@@ -132,9 +149,13 @@ class Dispatcher:
         """End when all tasks have ended, or cancel those that have not begun, or end running tasks too."""
         self.post(lambda: self._shutdown(cancel, kill))
 
-    def cancel_waiting(self) -> None:
-        """Cancel the tasks whose inputs nobody here will provide."""
-        self.post(self._cancel_waiting)
+    def open_futures(self) -> set[int]:
+        """The identities of the futures that will still be done."""
+        return set(self.ask(lambda: [id(task.future) for task in self._open.values()], ()))
+
+    def cancel_waiting(self, provided: set[int]) -> None:
+        """Cancel the tasks with inputs that are neither done nor derived from futures of these identities."""
+        self.post(lambda: self._cancel_waiting(provided))
 
     def after_fork(self) -> None:
         """In a child of the program: this executor is not the child's, nor are its workers."""
@@ -172,6 +193,10 @@ class Dispatcher:
                 self._heard(event.worker, event.messages)
             elif isinstance(event, Gone):
                 self._gone(event.worker)
+            elif isinstance(event, Returned):
+                self._returned(event.worker, event.tasks)
+            elif isinstance(event, NodeGone):
+                self._pool.leave_out(event.node)
             elif event.worker.queue:  # it has connected, and its task waits for it
                 tasks = list(event.worker.queue)
                 event.worker.queue.clear()
@@ -211,11 +236,14 @@ class Dispatcher:
     def _timeout(self) -> float | None:
         times = [self._workers.deadline(), self._steal_at]
         times += [worker.limit for worker in self._workers.workers.values()]
-        nearest = min((t for t in times if t is not None), default=None)
-        return None if nearest is None else max(0.0, nearest - time.monotonic())
+        self._due = min((t for t in times if t is not None), default=None)
+        return None if self._due is None else max(0.0, self._due - time.monotonic())
 
     def _expire(self) -> None:
+        """Look after what was due when the last wait began; what has come since is seen after the next."""
         now = time.monotonic()
+        if self._due is None or now < self._due:
+            return
         self._workers.expire(now)
         for worker in list(self._workers.workers.values()):
             if worker.limit is None or worker.limit > now:
@@ -257,6 +285,7 @@ class Dispatcher:
 
     def _close_task(self, task: Task) -> None:
         self._open.pop(task.number, None)
+        self._unwanted.pop(task.number, None)
         self._ended += 1
         self._dropped += 1
         if self._observer is not None:
@@ -286,24 +315,17 @@ class Dispatcher:
                 self._workers.stop(worker, time.monotonic())
 
     def _assign_to_kept(self) -> None:
-        pool = list(self._workers.workers.values())
-        idle = sum(not worker.queue for worker in pool)
-        while len(self._ready) > idle:
-            started = self._start(self._policy.resources)
-            if started is None:
-                break
-            pool.append(started)
-            idle += 1
-        able = [w for w in pool if w.connection is not None and not (w.stopping or w.closed or w.doomed)]
+        if not self._ready:
+            self._rebalance()
+            if not self._ready:
+                return
+        self._start_kept()
+        now = time.monotonic()
+        # Most of many workers are full: a look at each of them for each result would take longer than all the rest.
+        able = [w for w in self._workers.workers.values() if not w.full and w.is_able() and not w.is_late(now)]
         if not able:
             return
         able.sort(key=lambda worker: len(worker.queue))
-        if not self._ready:
-            self._rebalance(able)
-        now = time.monotonic()
-        able = [worker for worker in able if not worker.is_late(now)]
-        if not able:
-            return
         share = -(-len(self._ready) // len(able))
         for worker in able:
             if not self._ready:
@@ -313,6 +335,7 @@ class Dispatcher:
                 seconds = task.fn.seconds
                 room = worker.room(seconds, len(batch))
                 if room == 0:
+                    worker.full = True
                     break
                 for like in self._ready.pop_like(min(room, share - len(batch))):
                     if self._begin(like):
@@ -392,14 +415,22 @@ class Dispatcher:
 
     # Moving tasks that have not begun
 
-    def _rebalance(self, able: list[Worker]) -> None:
-        """There is an idle worker and nothing to do: take what waits behind a task that makes no progress."""
-        if able[0].queue:
+    def _start_kept(self) -> None:
+        if self._pool.is_full():
+            return
+        idle = sum(not worker.queue for worker in self._workers.workers.values())
+        while len(self._ready) > idle and self._start(self._policy.resources) is not None:
+            idle += 1
+
+    def _rebalance(self) -> None:
+        """If there is an idle worker and nothing to do, take what waits behind a task that makes no progress."""
+        able = [worker for worker in self._workers.workers.values() if worker.is_able()]
+        if all(worker.queue for worker in able):
             return
         now = time.monotonic()
-        for worker in reversed(able):
-            if len(worker.queue) < 2 or worker.claims is None:
-                break
+        for worker in able:
+            if len(worker.queue) < 2 or not worker.gives_back or worker.asked:
+                continue
             stall = worker.progress + STALL_SECONDS
             if stall <= now:
                 self._put_back(worker)
@@ -407,18 +438,35 @@ class Dispatcher:
                 self._steal_at = stall
 
     def _put_back(self, worker: Worker) -> None:
-        for task in reversed(worker.take_back()):
+        self._queue_again(self._workers.take_back(worker))
+
+    def _queue_again(self, tasks: Sequence[Task]) -> None:
+        for task in reversed(tasks):
             task.worker = None
+            if self._unwanted.pop(task.number, None) is not None:
+                self._fail(task, CancelledError())
+                continue
             task.future.put_back()
             self._ready.push_front(task)
+
+    def _returned(self, worker: Worker, tasks: Sequence[Task]) -> None:
+        """A worker elsewhere has given back what it had not begun."""
+        self._queue_again(tasks)
+        for task in list(worker.queue):  # it has begun these
+            if self._unwanted.pop(task.number, False):
+                self._cancel_running(task)
+        if not worker.queue and worker.stopping:
+            self._workers.stop(worker, time.monotonic())
 
     def _cancel_sent(self, task: Task) -> bool:
         self._cancel_some([task])
         return bool(task.future.cancelled())
 
-    def _cancel_some(self, tasks: Sequence[Task]) -> None:
+    def _cancel_some(self, tasks: Sequence[Task], *, later: bool = False) -> None:
         for worker in {task.worker for task in tasks if task.worker is not None}:
             self._put_back(worker)
+            if later and worker.asked:
+                self._unwanted.update(dict.fromkeys((task.number for task in tasks if task.worker is worker), False))
         for task in tasks:
             if task.worker is None and task.number in self._open:
                 self._fail(task, CancelledError())
@@ -427,8 +475,12 @@ class Dispatcher:
         if self._cancel_sent(task):  # else it has begun, and will not come back when its worker has ended
             return True
         worker: Worker | None = task.worker
-        if worker is None or not worker.queue or worker.queue[0] is not task:
+        if worker is None or not worker.queue:
             return False
+        if worker.queue[0] is not task:  # its worker is asked for it
+            if worker.asked:
+                self._unwanted[task.number] = True
+            return worker.asked
         worker.accused = task.number
         worker.verdict = CancelledError()
         self._workers.kill(worker, time.monotonic())
@@ -439,11 +491,13 @@ class Dispatcher:
     def _heard(self, worker: Worker, messages: list[Message]) -> None:
         """Take in what a worker has sent. Thousands of results a second come this way."""
         queue, open_tasks, observer = worker.queue, self._open, self._observer
-        worked = False
+        worked, sent = False, len(queue)
         for body, buffers in messages:
             if body[:1] == RANK_ERROR:
                 self._rank_failed(worker, body[1:])
-                self._ended -= 1  # it is no end of a task, and counted with the messages
+                continue
+            if body[:1] == BEGUN:
+                worker.has_begun = BEGUN_HEAD.unpack_from(body)[1]
                 continue
             _, status, number, start, seconds = RESULT_HEAD.unpack_from(body)
             task = queue.popleft()
@@ -456,6 +510,8 @@ class Dispatcher:
             before = fn.seconds
             fn.seconds = seconds if before is None else before + _SMOOTHING * (seconds - before)
             del open_tasks[number]
+            if self._unwanted:
+                self._unwanted.pop(number, None)
             succeeded = status in (DONE, RANKS_DONE)
             if not succeeded:
                 self._failed += 1
@@ -465,8 +521,9 @@ class Dispatcher:
             deliver(task, status, body[RESULT_HEAD.size :], buffers)
         if not worked:
             return
-        self._ended += len(messages)
+        self._ended += sent - len(queue)
         worker.worked = True
+        worker.full = False
         if queue:
             self._begun(worker, time.monotonic())
             return
@@ -490,9 +547,16 @@ class Dispatcher:
             self._observer.worker_gone(worker)
         if worker.worked:  # else its start may be to blame, and the task must not start one after the other
             self._put_back(worker)
+        gives_back = worker.gives_back  # what is left in the queue then was running
         worker.close_claims()
         queue, worker.queue = list(worker.queue), type(worker.queue)()
         if worker.stopping and not queue:
+            return
+        if worker.connection is None and self._pool.is_left_out(worker.allotment):
+            for task in reversed(queue):  # there are other nodes
+                task.worker = None
+                task.future.put_back()
+                self._ready.push_front(task)
             return
         if worker.verdict is not None:
             error = worker.verdict
@@ -508,6 +572,8 @@ class Dispatcher:
         # Only the first was running: a worker whose tasks cannot be taken back has the others still in its queue.
         # And a task whose time was up may have ended just before its worker: then nobody is to blame.
         blamed = queue[:1] if worker.accused in (None, queue[0].number) else []
+        if error is None and worker.worked and not gives_back and worker.has_begun != queue[0].number:
+            blamed = []  # the worker was killed while idle, or so short a time before that it had not begun
         for task in reversed(queue[len(blamed) :]):
             task.worker = None
             task.future.put_back()
@@ -558,6 +624,8 @@ class Dispatcher:
             return
         for worker in list(self._workers.workers.values()):
             self._put_back(worker)
+            if worker.asked:
+                self._unwanted.update(dict.fromkeys((task.number for task in worker.queue), False))
         self._ready.clear()
         for task in list(self._open.values()):
             if task.worker is None:
@@ -567,20 +635,12 @@ class Dispatcher:
                 worker.verdict = worker.verdict or WorkerDiedError(f"{worker!r} was ended by the program")
                 self._workers.kill(worker, time.monotonic())
 
-    def _cancel_waiting(self) -> None:
-        ours = {id(task.future) for task in self._open.values()}
+    def _cancel_waiting(self, provided: set[int]) -> None:
         for task in list(self._open.values()):
-            inputs = task.inputs or ()
-            if any(not future.done() and not _leads_to(future, ours) for future in inputs):
+            if not all(will_end(future, provided) for future in task.inputs or ()):
                 self._fail(task, CancelledError())
 
     def _stop_workers(self) -> None:
         for worker in list(self._workers.workers.values()):
             if not worker.stopping:
                 self._workers.stop(worker, time.monotonic())
-
-
-def _leads_to(future: Any, ours: set[int]) -> bool:
-    while (parent := getattr(future, "_future", None)) is not None:  # an item of another future
-        future = parent
-    return id(future) in ours

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import selectors
+import time
 from collections.abc import Callable
 
 from executorlib.standalone.interactive.listener import Guest, Hello, Listener
 from executorlib.standalone.interactive.messages import WELCOME
 from executorlib.standalone.interactive.wire import Connection, Message, ProtocolError
+
+_LOG = logging.getLogger("executorlib")
+# Where the program has no descriptor left, the next worker is let in after so long at the earliest.
+_PAUSE_SECONDS = 1.0
 
 
 class Door:
@@ -33,6 +39,7 @@ class Door:
         self._reported = reported
         self._listener = Listener(localhost)
         self._reporters: dict[int, Connection] = {}
+        self._closed_until: float | None = None
         selector.register(self._listener, selectors.EVENT_READ, self._knock)
 
     def environment(self) -> dict[str, str]:
@@ -45,10 +52,13 @@ class Door:
 
     def deadline(self) -> float | None:
         """When `expire` wants to be called next."""
-        return self._listener.deadline()
+        return min((at for at in (self._listener.deadline(), self._closed_until) if at is not None), default=None)
 
     def expire(self, now: float) -> None:
         """Turn away those who do not introduce themselves."""
+        if self._closed_until is not None and self._closed_until <= now:
+            self._closed_until = None
+            self._selector.register(self._listener, selectors.EVENT_READ, self._knock)
         for guest in self._listener.overdue(now):
             self._turn_away(guest, "it stayed silent")
 
@@ -60,7 +70,13 @@ class Door:
     def _knock(self) -> None:
         if (other := self._listener.in_the_way()) is not None:
             self._turn_away(other, "too many strangers at a time")
-        guest = self._listener.accept()
+        try:
+            guest = self._listener.accept()
+        except OSError as error:  # no descriptor is left: who stands at the door has to wait
+            _LOG.warning("cannot let a worker in: %s", error)
+            self._selector.unregister(self._listener)
+            self._closed_until = time.monotonic() + _PAUSE_SECONDS
+            return
         if guest is not None:
             self._selector.register(guest, selectors.EVENT_READ, lambda: self._introduce(guest))
 

@@ -9,9 +9,29 @@ from executorlib.standalone.resources import Resources
 from executorlib.task_scheduler.interactive.task import Task
 
 
+class Place(NamedTuple):
+    """What a task has of a compute node."""
+
+    node: str
+    ranks: int
+    cores: int
+    gpus: int = 0
+
+
 class Allotment(NamedTuple):
+    """What a task has been given.
+
+    Attributes:
+        slots: cores
+        gpus: names of GPUs
+        places: on which compute nodes, where there are several
+        overlap: whether others may have been given the same cores
+    """
+
     slots: int
     gpus: tuple[str, ...] = ()
+    places: tuple[Place, ...] = ()
+    overlap: bool = False
 
 
 class ResourcePool:
@@ -36,7 +56,7 @@ class ResourcePool:
         A task that is larger than the pool is let in when it is alone: whether there may be such a task was decided
         when it was submitted.
         """
-        if self.workers is not None and self.used_workers >= self.workers:
+        if self.is_full():
             return None
         if self.used_workers and self.used_slots + resources.slots > self.slots:
             return None
@@ -47,10 +67,22 @@ class ResourcePool:
         gpus = tuple(self._gpus.popleft() for _ in range(resources.gpus))
         return Allotment(resources.slots, gpus)
 
+    def is_full(self) -> bool:
+        """Whether no further worker can be let in, whatever it needs."""
+        return self.workers is not None and self.used_workers >= self.workers
+
     def give_back(self, allotment: Allotment) -> None:
         self.used_slots -= allotment.slots
         self.used_workers -= 1
         self._gpus.extend(allotment.gpus)
+
+    def leave_out(self, node: str) -> bool:
+        """Use a compute node no more; returns whether that is possible."""
+        return False
+
+    def is_left_out(self, allotment: Allotment) -> bool:
+        """Whether a compute node of this allotment is used no more."""
+        return False
 
 
 class ReadyQueue:

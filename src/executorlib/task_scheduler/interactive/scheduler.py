@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import logging
 import operator
-import os
 import pickle
-import queue
-import sys
-import threading
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from executorlib.standalone.functions import (
     NO_FUNCTION,
@@ -29,7 +22,7 @@ from executorlib.standalone.hardware import gpus
 from executorlib.standalone.interactive.launcher import Launcher
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import PLAIN_TYPES, Payload, dumps, dumps_plain, dumps_with_inputs
-from executorlib.task_scheduler.base import TaskSchedulerBase
+from executorlib.task_scheduler.dispatched import DispatchedScheduler
 from executorlib.task_scheduler.interactive.dispatcher import Dispatcher, Policy
 from executorlib.task_scheduler.interactive.map_task import MapResults, MapTask
 from executorlib.task_scheduler.interactive.pool import ResourcePool
@@ -40,6 +33,8 @@ from executorlib.task_scheduler.mapping import Submit, calls_of, map_calls
 from executorlib.task_scheduler.observer import Observer
 
 if TYPE_CHECKING:
+    import queue
+
     from executorlib.task_scheduler.interactive.result_cache import ResultCache
 
 # Tasks of a map that are handed over together.
@@ -59,8 +54,7 @@ _WORKER_RESOURCES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """How much may run at a time.
 
     Attributes:
@@ -73,11 +67,17 @@ class Limits:
     max_cores: int | None
     available: int
 
-    def __post_init__(self) -> None:
+    def checked(self) -> Limits:
+        """These limits.
+
+        Raises:
+            ValueError: one is not positive
+        """
         for name in ("max_workers", "max_cores"):
             value = getattr(self, name)
             if value is not None and operator.index(value) < 1:
                 raise ValueError(f"{name} must be greater than 0, not {value}")
+        return self
 
     def slots(self) -> int:
         """Cores that may be used at a time."""
@@ -90,7 +90,7 @@ class Limits:
         return max(1, self.slots() // resources.slots)
 
 
-class InteractiveScheduler(TaskSchedulerBase):
+class InteractiveScheduler(DispatchedScheduler):
     """Runs calls in worker processes that are connected to this program.
 
     Args:
@@ -101,6 +101,8 @@ class InteractiveScheduler(TaskSchedulerBase):
         keep: whether workers are kept for further calls
         restart_limit: how often a call is tried again after the death of its worker
         resolve_inputs: whether futures among the arguments are waited for
+        make_pool: makes the pool of cores from their number and that of workers; by default those of this machine
+        gpu_limit: how many GPUs there are, where they are not those of this machine; None where nobody knows
         observer: hears of what happens
         progress: whether a bar is shown
     """
@@ -116,10 +118,13 @@ class InteractiveScheduler(TaskSchedulerBase):
         restart_limit: int = 0,
         resolve_inputs: bool = True,
         log_obj_size: bool = False,
+        make_pool: Callable[[int, int | None], ResourcePool] | None = None,
+        gpu_limit: int | None = None,
         observer: Observer | None = None,
         progress: bool = False,
     ) -> None:
         self._resources = resources
+        self._gpu_limit = gpu_limit if make_pool is not None else len(gpus())
         self._limits = limits
         self._keep = keep
         self._resolve_inputs = resolve_inputs
@@ -128,21 +133,14 @@ class InteractiveScheduler(TaskSchedulerBase):
         self._hostname_localhost = site.hostname_localhost
         self._has_init_function = site.init_function is not None
         self._functions = FunctionTable()
-        self._closed = False
-        self._owner = os.getpid()
         self._check(resources)
         slots, workers = self._capacity()
-        pool = ResourcePool(slots, workers, gpus() if resources.gpus or not keep else ())
+        if make_pool is not None:
+            pool = make_pool(slots, workers)
+        else:
+            pool = ResourcePool(slots, workers, gpus() if resources.gpus or not keep else ())
         self._dispatcher = Dispatcher(Policy(keep, resources, restart_limit), pool, site, launcher, observer)
-        self._progress = None
-        if progress:
-            from executorlib.task_scheduler.progress import Progress
-
-            self._progress = Progress(self._dispatcher)
-        # The dispatcher's thread does not hold the scheduler: without users it ends, when its tasks have.
-        self._finalizer = weakref.finalize(self, self._dispatcher.shutdown)
-        self._finalizer.atexit = False
-        _running.add(self)
+        super().__init__(self._dispatcher, self._dispatcher.shutdown, progress=progress)
 
     def submit(
         self, fn: Callable[..., Any], /, *args: Any, resource_dict: Mapping[str, Any] | None = None, **kwargs: Any
@@ -231,26 +229,13 @@ class InteractiveScheduler(TaskSchedulerBase):
         return future.cancel_running() if isinstance(future, TaskFuture) else future.cancel()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        self._end(wait, cancel=cancel_futures)
+        self._end(lambda: self._dispatcher.shutdown(cancel=cancel_futures), wait)
 
     def finish(self) -> None:
-        """At the end of the program: do what can still be done, and cancel what waits for others."""
-        if self._owner == os.getpid():
-            self._dispatcher.cancel_waiting()
-        self._end(wait=True)
+        self._end(self._dispatcher.shutdown, False)
 
     def terminate_workers(self) -> None:
-        self._end(wait=True, kill=True)
-
-    def _end(self, wait: bool, *, cancel: bool = False, kill: bool = False) -> None:
-        self._closed = True
-        if self._owner != os.getpid():
-            return
-        self._dispatcher.shutdown(cancel=cancel, kill=kill)
-        if wait and threading.current_thread() is not self._dispatcher.thread:
-            self._dispatcher.thread.join()
-            if self._progress is not None:
-                self._progress.join()
+        self._end(lambda: self._dispatcher.shutdown(kill=True), True)
 
     @property
     def max_workers(self) -> int:
@@ -260,18 +245,17 @@ class InteractiveScheduler(TaskSchedulerBase):
 
     @max_workers.setter
     def max_workers(self, max_workers: int) -> None:
-        self._limits = replace(self._limits, max_workers=max_workers, max_cores=None)
+        self._limits = self._limits._replace(max_workers=max_workers, max_cores=None).checked()
         self._dispatcher.resize(*self._capacity())
 
     @property
     def info(self) -> dict[str, Any] | None:
         if self._closed:
             return None
-        known = {f.name: getattr(self._resources, f.name) for f in fields(Resources)}
-        given = {f.name: known[f.name] for f in fields(Resources) if known[f.name] != f.default}
+        known = self._resources._asdict()
         settings = {name: known[name] for name in ("cores", "cwd", "openmpi_oversubscribe", "cache_directory")}
         return {
-            **given,
+            **self._resources.given(),
             **settings,
             "hostname_localhost": self._hostname_localhost,
             "log_obj_size": self._log_obj_size,
@@ -282,6 +266,8 @@ class InteractiveScheduler(TaskSchedulerBase):
 
     @property
     def future_queue(self) -> queue.Queue[dict[str, Any]]:
+        import queue
+
         waiting: queue.Queue[dict[str, Any]] = queue.Queue()
         for future in self._dispatcher.waiting():
             waiting.put({"future": future})
@@ -312,10 +298,11 @@ class InteractiveScheduler(TaskSchedulerBase):
                 f"{resources.slots} (cores={resources.cores} x threads_per_core={resources.threads_per_core or 1}), "
                 f"the executor has max_cores={limit}."
             )
-        if resources.gpus > len(gpus()):
+        if self._gpu_limit is not None and resources.gpus > self._gpu_limit:
+            where = "this machine" if self._gpu_limit == len(gpus()) else "the allocation"
             raise TypeError(
                 f"The task needs {resources.gpus} GPUs (cores={resources.cores} x gpus_per_core="
-                f"{resources.gpus_per_core}), but this machine offers {len(gpus())}."
+                f"{resources.gpus_per_core}), but {where} offers {self._gpu_limit}."
             )
 
     def _check_kept(self, resources: Resources) -> None:
@@ -333,15 +320,6 @@ class InteractiveScheduler(TaskSchedulerBase):
             raise ValueError(
                 "When block_allocation is enabled, the resource requirements have to be defined on the executor "
                 f"level: the call asks for {', '.join(changed)}."
-            )
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("cannot schedule new futures after shutdown")
-        if self._owner != os.getpid():
-            raise RuntimeError(
-                "This executor belongs to the process that made it, not to one forked from it: "
-                "make a new executor here."
             )
 
     def _post(
@@ -412,29 +390,3 @@ def refuse(future: TaskFuture | MapTask, error: BaseException, what: str) -> Non
         error = pickle.PicklingError(f"pickling {what} called sys.exit({reason.code!r})")
         error.__cause__ = reason
     future.set_exception(error)
-
-
-_running: weakref.WeakSet[InteractiveScheduler] = weakref.WeakSet()
-
-
-def _end_all() -> None:
-    """At the end of the program its tasks are finished, as with the executors of the standard library.
-
-    Not after Ctrl-C: whoever pressed it wants the end now.
-    """
-    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
-    for scheduler in list(_running):
-        if interrupted:
-            scheduler.terminate_workers()
-        else:
-            scheduler.finish()
-
-
-def _after_fork() -> None:
-    for scheduler in list(_running):
-        scheduler._dispatcher.after_fork()
-
-
-atexit.register(_end_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -89,6 +89,11 @@ class TaskFuture(Future[Any]):
         task = self._task
         return task is not None and bool(self._dispatcher.cancel_running(task))
 
+    def set_running_or_notify_cancel(self) -> bool:
+        if self._state == "FINISHED":  # the program has set a result itself, and keeps it
+            return False
+        return super().set_running_or_notify_cancel()
+
     # A task knows its future: an end of that cycle frees a large result with the last reference to the future.
 
     def set_result(self, result: Any) -> None:

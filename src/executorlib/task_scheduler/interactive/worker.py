@@ -43,7 +43,13 @@ class Worker:
         stopping: it was told to stop, or is to be told when its queue is empty
         verdict: why it is ended, an exception for the task that runs
         accused: number of the task that the verdict is for; None for whichever runs
+        full: it has as much to do as it should, until it is heard of
         worked: it has brought a result
+        has_begun: number of the task that it began last, where its tasks cannot be taken back
+        remote: an agent on another node has forked it, and answers for it
+        sent: how many tasks it was sent in all, where they can be taken back through its agent
+        asked: whether they are being taken back: until the agent's answer it gets no more
+        begun: how many of them it has begun, known at its end
         doomed: it was sent a signal that ends it
     """
 
@@ -70,10 +76,17 @@ class Worker:
         self.clean = False
         self.accused: int | None = None
         self.doomed = False
+        self.full = False
         self.worked = False
+        self.has_begun = 0
+        self.remote = False
+        self.sent: int | None = None
+        self.asked = False
+        self.begun: int | None = None
         self.verdict: BaseException | None = None
         self._functions: OrderedDict[int, int] = OrderedDict()  # number -> bytes
         self._batch = 0
+        self._back = 0  # the last task that was taken back
 
     def __repr__(self) -> str:
         where = f" on {self.host}" if self.host else ""
@@ -82,7 +95,9 @@ class Worker:
     def room(self, seconds: float | None, sent: int) -> int:
         """How many more tasks should be sent that take so long each, beside those in the queue and in the batch."""
         waiting = len(self.queue) + sent
-        if seconds is None or self.claims is None:  # not measured yet, or not to be taken back: one at a time
+        if self.asked:
+            return 0
+        if seconds is None or not self.gives_back:  # not measured yet, or not to be taken back: one at a time
             return 0 if waiting else 1
         room = min(int((WINDOW_SECONDS - self.backlog) / max(seconds, 1e-7)), MAX_BATCH - waiting)
         if room > 0:
@@ -90,6 +105,11 @@ class Worker:
         if waiting == 0:
             return 1
         return int(waiting == 1 and seconds <= PREFETCH_SECONDS)
+
+    @property
+    def gives_back(self) -> bool:
+        """Whether tasks that it has not begun can be taken back."""
+        return self.claims is not None or self.sent is not None
 
     def send(self, tasks: Sequence[Task], now: float) -> None:
         """Send tasks, and first the functions that the worker does not know.
@@ -106,6 +126,9 @@ class Worker:
         if self.claims is not None:
             self._batch = batch = self._batch % 0xFFFFFFFF + 1
             os.write(self.claims[1], CLAIM.pack(batch) * len(tasks))
+        elif self.sent is not None:
+            batch = self.sent + 1
+            self.sent += len(tasks)
         items = []
         buffers: list[Any] = []
         needed = {task.fn.number: task.fn for task in tasks}
@@ -129,15 +152,33 @@ class Worker:
 
     def take_back(self) -> list[Task]:
         """Take back the tasks that have not begun, in order."""
+        if self.begun is not None and self.sent is not None:
+            return self.returned(self.begun)
         if self.claims is None:
             return []
         try:
             count = len(os.read(self.claims[0], 65536)) // CLAIM.size
         except BlockingIOError:
             return []
+        return self._pop(count)
+
+    def returned(self, begun: int) -> list[Task]:
+        """Those of its tasks, in order, that are taken back because it has begun none after this one."""
+        assert self.sent is not None
+        # Those that were taken back before are not in the queue any more.
+        count = self.sent - max(begun, self._back)
+        self._back = self.sent
+        return self._pop(count)
+
+    def _pop(self, count: int) -> list[Task]:
         tasks = [self.queue.pop() for _ in range(min(count, len(self.queue)))]
         self.backlog = sum(task.estimate for task in self.queue)
+        self.full = False
         return tasks[::-1]
+
+    def is_able(self) -> bool:
+        """Whether it can be sent tasks."""
+        return self.connection is not None and not (self.stopping or self.closed or self.doomed)
 
     def is_late(self, now: float) -> bool:
         """Whether its task takes longer than was thought, so that nothing should be sent to wait behind it."""

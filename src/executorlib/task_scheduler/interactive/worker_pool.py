@@ -13,13 +13,20 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from executorlib.standalone.command import get_command_path
 from executorlib.standalone.errors import WorkerStartError
-from executorlib.standalone.hardware import thread_environment
-from executorlib.standalone.interactive.events import Event, Exited, LauncherLostError, Started
+from executorlib.standalone.hardware import program_environment, thread_environment
+from executorlib.standalone.interactive.events import (
+    Event,
+    Exited,
+    LauncherLostError,
+    NodeEvent,
+    NodeLost,
+    Started,
+    TakenBack,
+)
 from executorlib.standalone.interactive.launcher import ForkServer, Launcher, make_launcher
 from executorlib.standalone.interactive.listener import Hello
 from executorlib.standalone.interactive.messages import RANK_ERROR, SETUP, STOP, WELCOME, Setup
@@ -28,11 +35,18 @@ from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import Payload
 from executorlib.task_scheduler.interactive.door import Door
 from executorlib.task_scheduler.interactive.pool import Allotment
+from executorlib.task_scheduler.interactive.stderr_relay import StderrRelay
+from executorlib.task_scheduler.interactive.task import Task
 from executorlib.task_scheduler.interactive.worker import Worker
+
+if TYPE_CHECKING:
+    from executorlib.standalone.interactive.node_launcher import NodeLauncher
 
 _LOG = logging.getLogger("executorlib")
 # A worker that was told to stop, or whose connection is lost, gets so long before it is killed.
 _STOP_SECONDS = 5.0
+# What a process on another machine sent last gets so long to arrive after the news of its end.
+_LAST_SECONDS = 2.0
 START_SECONDS = float(os.environ.get("EXECUTORLIB_START_SECONDS", "120"))
 """A worker that has not reported after so long is given up."""
 
@@ -40,12 +54,12 @@ START_SECONDS = float(os.environ.get("EXECUTORLIB_START_SECONDS", "120"))
 _SOCKET_BYTES = 1 << 20
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
-# Builds the command that starts a given program with the resources; None where the worker may be forked.
-CommandBuilder = Callable[[Resources, list[str]], "list[str] | None"]
+# Builds the command that starts a given program with the resources, where it was given its place; None where the worker
+# may be forked.
+CommandBuilder = Callable[[Resources, list[str], Allotment], "list[str] | None"]
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+class Site(NamedTuple):
     """Where and how workers are started.
 
     Attributes:
@@ -54,6 +68,7 @@ class Site:
         hostname_localhost: what the user said about that
         keep: whether workers get several tasks
         init_function: pickled function that each worker calls first
+        make_launcher: makes a launcher in the place of one that was lost
     """
 
     command: CommandBuilder
@@ -61,6 +76,7 @@ class Site:
     hostname_localhost: bool | None = None
     keep: bool = False
     init_function: Payload | None = None
+    make_launcher: Callable[[], Launcher] = make_launcher
 
 
 class Ready(NamedTuple):
@@ -82,7 +98,20 @@ class Gone(NamedTuple):
     worker: Worker
 
 
-PoolEvent = Ready | Heard | Gone
+class Returned(NamedTuple):
+    """Tasks that a worker had not begun were taken back; its queue does not have them any more."""
+
+    worker: Worker
+    tasks: list[Task]
+
+
+class NodeGone(NamedTuple):
+    """No worker can be started on a compute node."""
+
+    node: str
+
+
+PoolEvent = Ready | Heard | Gone | Returned | NodeGone
 
 
 class WorkerPool:
@@ -102,6 +131,7 @@ class WorkerPool:
         self._launcher: Launcher | None = None
         self._use(launcher)
         self._door: Door | None = None
+        self._relay = StderrRelay(self._selector, self._end_if_silent)
         self._numbers = itertools.count(1)
         self._events: list[PoolEvent] = []
         self.workers: dict[int, Worker] = {}
@@ -120,6 +150,8 @@ class WorkerPool:
         try:
             self._start_process(worker, now)
         except ConnectionError as error:  # the fork server was killed a moment ago
+            if self._launcher is None:  # and there can be no other
+                raise
             self._launcher_lost(LauncherLostError(str(error)))
             self._start_process(worker, now)
         self.workers[worker.number] = worker
@@ -127,17 +159,20 @@ class WorkerPool:
 
     def _start_process(self, worker: Worker, now: float) -> None:
         program = self._program(worker.resources)
-        argv = self._site.command(worker.resources, program)
+        argv = self._site.command(worker.resources, program, worker.allotment)
         launcher = self._launch()
         if argv is None and isinstance(launcher, ForkServer):
             self._fork(worker, launcher)
+        elif argv is None and worker.allotment.places:
+            self._fork_on_node(worker, cast("NodeLauncher", launcher))
+            worker.deadline = None if launcher.waits_for_ever else now + START_SECONDS
         else:
             self._execute(worker, launcher, argv or program)
-            worker.deadline = now + START_SECONDS
+            worker.deadline = None if launcher.waits_for_ever else now + START_SECONDS
 
     def _launch(self) -> Launcher:
         if self._launcher is None:
-            self._use(make_launcher())
+            self._use(self._site.make_launcher())
         assert self._launcher is not None
         return self._launcher
 
@@ -167,35 +202,46 @@ class WorkerPool:
         finally:
             theirs.close()
         worker.host = "localhost"
-        environment = dict(os.environ)
-        environment.update(thread_environment(worker.resources.threads_per_core, environment))
-        self._connect(worker, Connection(ours), environment)
+        self._connect(worker, Connection(ours))
 
-    def _execute(self, worker: Worker, started: Launcher, argv: list[str]) -> None:
+    def _fork_on_node(self, worker: Worker, launcher: NodeLauncher) -> None:
+        door, (place, *_) = self._open_door(), worker.allotment.places
+        keep = self._site.keep
+        launcher.fork(worker.number, place.node, place.cores, keep, door.arguments(), door.environment())
+        worker.remote, worker.host, worker.sent = True, place.node, 0 if keep else None
+
+    def _open_door(self) -> Door:
         if self._door is None:
             self._door = Door(self._selector, self._site.localhost, self._arrived, self._rank_reported)
-        environment = {**os.environ, **self._door.environment()}
+        return self._door
+
+    def _execute(self, worker: Worker, started: Launcher, argv: list[str]) -> None:
+        door = self._open_door()
+        environment = {**program_environment(), **door.environment()}
         environment.update(thread_environment(worker.resources.threads_per_core, environment))
-        worker.command = [*argv, *self._door.arguments(), "--worker", str(worker.number)]
+        worker.command = [*argv, *door.arguments(), "--worker", str(worker.number)]
         read, write = os.pipe()
-        worker.stderr = read
-        self._selector.register(read, selectors.EVENT_READ, lambda: self._read_stderr(worker))
+        self._relay.watch(worker, read)
         try:
             cwd = worker.resources.cwd
             started.execute(worker.number, worker.command, environment, cwd, write)
         except BaseException:
-            self._selector.unregister(read)
+            self._relay.drop(worker)
             worker.close()
             raise
         finally:
             os.close(write)
 
-    def _connect(self, worker: Worker, connection: Connection, environment: dict[str, str] | None) -> None:
+    def _connect(self, worker: Worker, connection: Connection) -> None:
         worker.connection = connection
         worker.deadline = None
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._readable(worker))
         init = self._site.init_function
+        environment = None
         forked = worker.command is None
+        if forked:
+            environment = program_environment()
+            environment.update(thread_environment(worker.resources.threads_per_core, environment))
         setup = Setup(
             worker_id=worker.place,
             path=list(sys.path),
@@ -207,7 +253,7 @@ class WorkerPool:
             keep=self._site.keep,
         )
         buffers = init.buffers if init is not None else ()
-        if not forked:
+        if worker.remote or not forked:
             self._send(worker, WELCOME)
         self._send(worker, SETUP + pickle.dumps(tuple(setup)), buffers)
 
@@ -216,8 +262,10 @@ class WorkerPool:
     def poll(self, timeout: float | None) -> list[PoolEvent]:
         """Wait for whatever comes first, at most so many seconds, and return what has happened."""
         for key, mask in self._selector.select(0 if self._events else timeout):
-            if mask & selectors.EVENT_WRITE:
-                self._writable(key)
+            if mask & selectors.EVENT_WRITE and isinstance(key.fileobj, Connection):
+                self._writable(key, key.fileobj)
+            elif mask & selectors.EVENT_WRITE:
+                key.data()
             if mask & selectors.EVENT_READ:
                 key.data()
         events, self._events = self._events, []
@@ -226,8 +274,9 @@ class WorkerPool:
     def deadline(self) -> float | None:
         """When `expire` wants to be called next."""
         times = [worker.deadline for worker in self.workers.values() if worker.deadline is not None]
-        guests = self._door.deadline() if self._door is not None else None
-        return min([*times, *([] if guests is None else [guests])], default=None)
+        others = [self._door.deadline() if self._door is not None else None]
+        others.append(self._launcher.deadline() if self._launcher is not None else None)
+        return min([*times, *(time for time in others if time is not None)], default=None)
 
     def expire(self, now: float) -> None:
         """Give up on those that do not start, do not stop or do not introduce themselves."""
@@ -243,6 +292,21 @@ class WorkerPool:
             self.kill(worker, now)
         if self._door is not None:
             self._door.expire(now)
+        due = self._launcher.deadline() if self._launcher is not None else None
+        if self._launcher is not None and due is not None and due <= now:
+            self._launcher.expire(now)
+            self._launcher_readable()
+
+    # Taking back
+
+    def take_back(self, worker: Worker) -> list[Task]:
+        """Take back the tasks that a worker has not begun; those of a worker elsewhere come later, as `Returned`."""
+        if worker.sent is not None and worker.begun is None:
+            if worker.queue and not worker.asked and self._launcher is not None:
+                worker.asked = True
+                cast("NodeLauncher", self._launcher).take_back(worker.number, worker.sent)
+            return []
+        return worker.take_back()
 
     # Ending
 
@@ -278,7 +342,9 @@ class WorkerPool:
             self._remove(worker)
             worker.close_claims()
         for event in self._events:
-            event.worker.close_claims()
+            if not isinstance(event, NodeGone):
+                event.worker.close_claims()
+        self._relay.close()
         if self._door is not None:
             self._door.close()
         if self._launcher is not None:
@@ -291,6 +357,7 @@ class WorkerPool:
             with contextlib.suppress(OSError):  # the thread that owns it may have been about to close it
                 worker.close()
                 worker.close_claims()
+        self._relay.close()
         if self._door is not None:
             self._door.close()
         if self._launcher is not None:
@@ -300,14 +367,12 @@ class WorkerPool:
     def start_error(self, worker: Worker, what: str) -> WorkerStartError:
         """Why a worker could not be started, with its command and what it said."""
         said = worker.stderr_tail.decode(errors="replace").strip() or "(nothing)"
-        command = " ".join(worker.command or ["the fork server"])
+        command = " ".join(worker.command or [f"the agent on {worker.host}" if worker.remote else "the fork server"])
         return WorkerStartError(f"A worker {what}.\n  command: {command}\n  its standard error: {said}")
 
     # What the selector reports
 
-    def _writable(self, key: selectors.SelectorKey) -> None:
-        connection = key.fileobj
-        assert isinstance(connection, Connection)
+    def _writable(self, key: selectors.SelectorKey, connection: Connection) -> None:
         if connection.fileno() < 0 or connection not in self._selector.get_map():  # its end was heard of in this round
             return
         try:
@@ -349,21 +414,8 @@ class WorkerPool:
             worker.closed = True
             self._selector.unregister(worker.connection)
             if worker.cause is None and worker.deadline is None:
-                worker.deadline = time.monotonic() + (_STOP_SECONDS if worker.stopping else 1.0)
-            self._end_if_silent(worker)
-
-    def _read_stderr(self, worker: Worker) -> None:
-        if worker.stderr is None:  # its end was heard of in the same round
-            return
-        data = os.read(worker.stderr, 65536)
-        if data:
-            worker.heard(data)
-            with contextlib.suppress(OSError):
-                os.write(2, data)
-        else:
-            self._selector.unregister(worker.stderr)
-            os.close(worker.stderr)
-            worker.stderr = None
+                quick = self._launcher is not None and self._launcher.waits_for_ever  # nobody tells of its end
+                worker.deadline = time.monotonic() + (0.1 if quick else _STOP_SECONDS if worker.stopping else 1.0)
             self._end_if_silent(worker)
 
     def _launcher_readable(self) -> None:
@@ -376,18 +428,32 @@ class WorkerPool:
         for event in events:
             self._launched(event)
 
-    def _launched(self, event: Event) -> None:
+    def _launched(self, event: Event | NodeEvent) -> None:
+        if isinstance(event, NodeLost):
+            _LOG.warning("no worker can be started on %s: %s", event.node, event.reason)
+            self._events.append(NodeGone(event.node))
+            return
         worker = self.workers.get(event.worker)
         if worker is None:
             return
+        if isinstance(event, TakenBack):
+            worker.asked = False
+            self._events.append(Returned(worker, worker.returned(event.begun)))
+            return
         if isinstance(event, Started):
             worker.pid = event.pid
+            if worker.connection is None and worker.deadline is None and not worker.doomed:
+                worker.deadline = time.monotonic() + START_SECONDS  # it has waited for its turn until now
             _LOG.debug("started %r", worker)
             return
         worker.clean = isinstance(event, Exited) and event.clean
         worker.cause = event.cause if isinstance(event, Exited) else event.reason
+        worker.begun = event.begun if isinstance(event, Exited) else None
         if worker.stderr is not None:  # a child of the process may hold it open
             worker.deadline = time.monotonic() + 0.5
+        if worker.connection is not None and not worker.closed and not self._site.localhost:
+            worker.deadline = time.monotonic() + _LAST_SECONDS  # what it sent last may still be on the network
+            return
         self._drain(worker)
         self._end_if_silent(worker)
 
@@ -422,22 +488,23 @@ class WorkerPool:
         if worker.connection is not None and not worker.closed:
             self._selector.unregister(worker.connection)
             worker.closed = True
-        if worker.stderr is not None:
-            self._selector.unregister(worker.stderr)
+        self._relay.drop(worker)
         worker.close()
 
     def _launcher_lost(self, error: LauncherLostError) -> None:
         """The fork server was killed: its children are on their own, so end them, and start another with the next."""
         assert self._launcher is not None
-        _LOG.warning("the fork server is lost, and its %d workers with it: %s", len(self.workers), error)
+        name = self._launcher.name
+        _LOG.warning("the %s is lost, and its %d workers with it: %s", name, len(self.workers), error)
         self._selector.unregister(self._launcher.fileno())
         self._launcher.close()
         self._launcher = None
         for worker in list(self.workers.values()):
-            if worker.pid and worker.cause is None:
+            if worker.pid and worker.cause is None and not worker.remote:
                 with contextlib.suppress(OSError):
-                    os.killpg(worker.pid, _KILL)
-            worker.cause = worker.cause or f"lost with its fork server ({error})"
+                    # What it has started may be elsewhere: a launcher has to end it.
+                    os.killpg(worker.pid, _KILL if worker.command is None else signal.SIGTERM)
+            worker.cause = worker.cause or f"lost with its {name} ({error})"
             self._drain(worker)
             self._end(worker)
 
@@ -445,6 +512,8 @@ class WorkerPool:
 
     def _arrived(self, hello: Hello, connection: Connection) -> None:
         worker = self.workers.get(hello.worker)
+        if worker is None and self._launcher is not None and self._launcher.arrived(hello.worker, connection):
+            return
         if worker is None or worker.stopping or worker.connection is not None:
             connection.close()
         else:
@@ -463,7 +532,7 @@ class WorkerPool:
             )
             self.kill(worker, time.monotonic())
             return
-        self._connect(worker, connection, None)
+        self._connect(worker, connection)
         self._events.append(Ready(worker))
 
     def _rank_reported(self, hello: Hello, message: Message) -> None:

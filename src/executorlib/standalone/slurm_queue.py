@@ -1,0 +1,146 @@
+"""What Slurm's controller knows of jobs: one question for all of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from typing import NamedTuple
+
+_QUERY_SECONDS = 60.0
+_FORMAT = "%i|%T|%M|%r"
+_TIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
+
+WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+RUNNING = frozenset(
+    {"CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"}
+)
+# Reasons for which a job waits for ever.
+NEVER = frozenset({"DependencyNeverSatisfied", "BadConstraints", "PartitionNodeLimit", "PartitionTimeLimit"})
+
+_EXPLANATIONS = {
+    "TIMEOUT": "it reached its time limit",
+    "OUT_OF_MEMORY": "it used more memory than it had",
+    "NODE_FAIL": "its node failed",
+    "CANCELLED": "somebody has cancelled it",
+    "PREEMPTED": "it had to give way to another job",
+    "DEADLINE": "it could not end before its deadline",
+    "BOOT_FAIL": "its node did not start",
+    "COMPLETED": "it ended well, but left no result",
+}
+
+
+class JobStatus(NamedTuple):
+    """A job in the queue, or one that has ended not long ago.
+
+    Attributes:
+        state: in Slurm's words, for example "RUNNING"
+        seconds: how long it has run
+        reason: why it waits or has failed
+    """
+
+    state: str
+    seconds: float = 0.0
+    reason: str = ""
+
+    @property
+    def ended(self) -> bool:
+        return self.state not in WAITING and self.state not in RUNNING
+
+    def explain(self) -> str:
+        """The state as part of a sentence."""
+        said = _EXPLANATIONS.get(self.state)
+        parts = [part for part in (said, self.reason if self.reason not in ("None", "") else None) if part]
+        return self.state + (f" ({'; '.join(parts)})" if parts else "")
+
+
+def query() -> dict[str, JobStatus]:
+    """All jobs of this user, each element of an array for itself.
+
+    Raises:
+        OSError, subprocess.SubprocessError: the controller does not answer
+    """
+    user = str(os.getuid())
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--user={user}", f"--format={_FORMAT}"]
+    return parse(_run(command))
+
+
+def parse(text: str) -> dict[str, JobStatus]:
+    """What squeue prints in our format."""
+    found = {}
+    for line in text.splitlines():
+        job, state, used, reason = line.strip().split("|", 3)
+        found[job] = JobStatus(state, _seconds(used), reason)
+    return found
+
+
+def _seconds(text: str) -> float:
+    match = _TIME.fullmatch(text.strip())
+    if match is None:  # it has not begun
+        return 0.0
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def query_ended(jobs: Sequence[str]) -> dict[str, JobStatus]:
+    """Jobs that the controller has forgotten, as the accounting knows them; nothing where there is none."""
+    if not jobs:
+        return {}
+    command = [
+        "sacct",
+        "--noheader",
+        "--parsable2",
+        "--allocations",
+        f"--jobs={','.join(jobs)}",
+        "--format=JobID,State",
+    ]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=_QUERY_SECONDS, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    found = {}
+    for line in done.stdout.splitlines():
+        job, _, state = line.partition("|")
+        found[job] = JobStatus(state.split()[0] if state.split() else "UNKNOWN")
+    return found
+
+
+def cancel(jobs: Sequence[str], *options: str) -> None:
+    """End jobs; those that have ended are left alone."""
+    if jobs:
+        subprocess.run(
+            ["scancel", "--quiet", *options, *jobs],
+            capture_output=True,
+            check=False,
+            timeout=_QUERY_SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
+
+
+def requeue(job: str) -> bool:
+    """Have a job run again under its number; returns whether Slurm does that."""
+    try:
+        _run(["scontrol", "requeue", job])
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return True
+
+
+def largest_array() -> int | None:
+    """How many elements an array may have at this site; None where Slurm does not tell."""
+    try:
+        said = _run(["scontrol", "show", "config"])
+    except (OSError, subprocess.SubprocessError):
+        return None
+    size = re.search(r"^MaxArraySize\s*=\s*(\d+)", said, re.MULTILINE)
+    return max(1, int(size[1]) - 1) if size is not None else None
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=_QUERY_SECONDS
+    )
+    return done.stdout

@@ -1,0 +1,349 @@
+"""Jobs of Slurm: a batch job for each task, an array for the tasks of a map.
+
+    submit ──► BatchSystem ──► sbatch: the job's number, kept in <key>_i.h5 so that another program finds the job
+    changes ◄── SlurmQueue ◄── squeue, one question for all jobs, in a thread: the controller may take its time
+
+The end of a task is seen by its output file. The queue is asked for what leaves none: jobs that are refused, killed,
+or can never start.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from executorlib.standalone import cache_queue, slurm_queue
+from executorlib.standalone.cache_file import CacheFileError
+from executorlib.standalone.cache_outcome import remove
+from executorlib.standalone.cache_paths import array_directory, remove_array
+from executorlib.standalone.cache_queue import JobNumber, as_number
+from executorlib.standalone.cache_trust import make_private_directory
+from executorlib.standalone.command import RUN_TIME_VARIABLE, get_command_path
+from executorlib.standalone.errors import WorkerDiedError
+from executorlib.standalone.hdf import get_queue_id
+from executorlib.standalone.slurm_queue import JobStatus
+from executorlib.task_scheduler.file.batch_script import BatchJob, BatchSystem
+from executorlib.task_scheduler.file.launcher import (
+    Job,
+    JobChange,
+    JobLauncher,
+    JobState,
+    LeftJob,
+    end_of_log,
+    remove_if_empty,
+)
+from executorlib.task_scheduler.file.slurm_watch import SlurmQueue
+
+_LOG = logging.getLogger("executorlib")
+_RESTARTED = frozenset({"TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
+# Elements whose tasks others have done are taken from the queue together.
+_DROP_SECONDS = 2.0
+# An array may have so many elements by default (MaxArraySize less one); how many here is asked once.
+_ARRAY_SIZE = 1000
+
+
+@dataclass(slots=True)
+class _Submitted:
+    """A job in the hands of Slurm.
+
+    Attributes:
+        job: its task
+        array: the directory of the array that it is an element of
+        begun: whether it has been told that it runs
+        restarts: how often it was put back into the queue
+        verdict: what its future raises because it was ended
+    """
+
+    job: Job
+    array: str | None = None
+    begun: bool = False
+    restarts: int = 0
+    verdict: BaseException | None = None
+
+
+class SlurmJobs(JobLauncher):
+    """Runs tasks as batch jobs.
+
+    Args:
+        system: writes and submits scripts
+        restart_limit: how often a job that was preempted, lost with its node, or ended at its time limit is put back
+            into the queue
+    """
+
+    orders_jobs = True
+    output_seconds = 10.0
+
+    def __init__(self, system: BatchSystem, restart_limit: int = 0) -> None:
+        self._system = system
+        self._restart_limit = restart_limit
+        self._queue = SlurmQueue()
+        self._jobs: dict[str, _Submitted] = {}
+        self._to_cancel: list[str] = []
+        self._to_drop: list[str] = []  # to be taken from the queue, unless they run
+        self._drop_at: float | None = None
+        self._changes: list[JobChange] = []
+        self._array_size: int | None = None
+        self._arrays: dict[str, int] = {}  # directories of arrays, and how many elements are not done with
+
+    def fileno(self) -> int | None:
+        return self._queue.fileno()
+
+    def deadline(self) -> float | None:
+        if self._changes or self._to_cancel:
+            return 0.0
+        moments = [self._drop_at, self._queue.due if self._jobs else None]
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    def find(self, job: Job) -> JobNumber | None:
+        number = cache_queue.number_of(job.paths)
+        if number is None:
+            try:
+                number = get_queue_id(job.paths.input)
+            except CacheFileError:
+                return None
+        if number is None or str(number) in self._jobs:
+            return None
+        status = self._queue.status_now().get(str(number))
+        if status is None or status.ended:
+            return None
+        self._jobs[str(number)] = _Submitted(job)
+        return as_number(str(number))
+
+    def submit(self, job: Job) -> JobNumber:
+        paths = job.paths
+        number = self._system.submit(
+            BatchJob(
+                name=job.name,
+                directory=paths.job_directory,
+                command=job.program,
+                resources=job.resources,
+                log=_pattern(paths.log),
+                depends_on=tuple(str(number) for number in job.depends_on),
+                options=self._options(),
+            )
+        )
+        self._queue.submitted()
+        self._has_number(number, job)
+        return as_number(number)
+
+    def submit_together(self, jobs: Sequence[Job]) -> list[JobNumber | Exception]:
+        found: list[JobNumber | Exception] = [RuntimeError("it was not submitted")] * len(jobs)
+        groups: dict[object, list[int]] = {}
+        for place, job in enumerate(jobs):
+            key = (job.name, job.paths.directory, job.resources._replace(cache_key=None))
+            groups.setdefault(key, []).append(place)
+        for places in groups.values():
+            for start in range(0, len(places), self._largest_array()):
+                some = places[start : start + self._largest_array()]
+                try:
+                    numbers: Iterable[JobNumber | Exception]
+                    numbers = self._submit_array([jobs[place] for place in some])
+                except Exception as error:
+                    numbers = itertools.repeat(error)
+                for place, number in zip(some, numbers, strict=False):
+                    found[place] = number
+        return found
+
+    def changes(self) -> list[JobChange]:
+        self._cancel_now()
+        news = self._queue.news(self._jobs)
+        for number, status in news.items():
+            self._compare(number, status)
+        changes, self._changes = self._changes, []
+        return changes
+
+    def cancel(self, job: JobNumber) -> None:
+        submitted = self._jobs.pop(str(job), None)
+        if submitted is not None:
+            self._to_cancel.append(str(job))
+            self._clean_up(submitted)
+
+    def settled(self, job: JobNumber) -> bool:
+        submitted = self._jobs.pop(str(job), None)
+        if submitted is not None:
+            if submitted.array is not None:  # another element may have done its task
+                self._to_drop.append(str(job))
+                self._drop_at = self._drop_at or time.monotonic() + _DROP_SECONDS
+            self._clean_up(submitted)
+        return True
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._to_cancel)
+
+    def leave(self, jobs: Sequence[LeftJob]) -> None:
+        lost = [
+            left.job.paths.stem for left in jobs if not any(s.job.paths == left.job.paths for s in self._jobs.values())
+        ]
+        if lost:
+            _LOG.warning("what waits for calls of other executors is not submitted: %s", ", ".join(lost))
+        self._jobs.clear()
+
+    def close(self) -> None:
+        self._cancel_now(last=True)
+        self._queue.close()
+
+    # Submitting
+
+    def _options(self) -> tuple[str, ...]:
+        return ("--requeue",) if self._restart_limit else ()
+
+    def _submit_array(self, jobs: Sequence[Job]) -> list[JobNumber]:
+        if len(jobs) == 1:
+            return [self.submit(jobs[0])]
+        first = jobs[0]
+        folder = array_directory(first.paths.directory, f"{os.getpid()}-{time.time_ns()}")
+        make_private_directory(folder)
+        listing = os.path.join(folder, "inputs")
+        with open(os.open(listing, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write("\0".join(job.paths.input for job in jobs))
+        program = "cache_serial.py" if first.resources.cores == 1 else "cache_parallel.py"
+        limit = first.resources.run_time_max
+        master = self._system.submit(
+            BatchJob(
+                name=first.name,
+                directory=folder,
+                command=[sys.executable, get_command_path(program), "--array", listing],
+                resources=first.resources,
+                log=_pattern(folder) + ("/%a.log" if "\\" not in folder else ""),
+                elements=len(jobs),
+                options=self._options(),
+                environment=() if limit is None else ((RUN_TIME_VARIABLE, f"{limit:g}"),),
+            )
+        )
+        self._queue.submitted()
+        numbers = [f"{master}_{element}" for element in range(len(jobs))]
+        self._arrays[folder] = len(jobs)
+        for number, job in zip(numbers, jobs, strict=True):
+            self._has_number(number, job, folder)
+        return [as_number(number) for number in numbers]
+
+    def _has_number(self, number: str, job: Job, array: str | None = None) -> None:
+        self._jobs[number] = _Submitted(job, array)
+        try:
+            cache_queue.note(job.paths, number)
+        except OSError as error:  # only a program that comes after this one would have needed it
+            _LOG.warning("the number of job %s cannot be kept: %s", number, error)
+
+    def _largest_array(self) -> int:
+        if self._array_size is None:
+            self._array_size = slurm_queue.largest_array() or _ARRAY_SIZE
+        return self._array_size
+
+    def _clean_up(self, submitted: _Submitted) -> None:
+        """Remove the script of a job, and what it has not printed."""
+        paths = submitted.job.paths
+        remove_if_empty(paths.log)
+        cache_queue.forget(paths)
+        if submitted.array is None:
+            _remove_script(paths.job_directory)
+            return
+        if submitted.array not in self._arrays:
+            return
+        left = self._arrays[submitted.array] = self._arrays[submitted.array] - 1
+        if left == 0:
+            del self._arrays[submitted.array]
+            self._cancel_now(last=True)
+            remove_array(submitted.array)
+
+    # What the queue says
+
+    def _compare(self, number: str, status: JobStatus) -> None:
+        submitted = self._jobs.get(number)
+        if submitted is None:
+            return
+        if status.state in slurm_queue.WAITING:
+            submitted.begun = False
+            if status.reason in slurm_queue.NEVER:
+                self._to_cancel.append(number)
+                self._ended(number, submitted, status, f"it can never start: {status.reason}")
+        elif not status.ended:
+            if not submitted.begun:
+                submitted.begun = True
+                self._changes.append(JobChange(as_number(number), JobState.BEGUN))
+            self._check_time(number, submitted, status)
+        elif (
+            status.state in _RESTARTED
+            and submitted.verdict is None
+            and submitted.restarts < self._restart_limit
+            and not os.path.exists(submitted.job.paths.output)
+            and slurm_queue.requeue(number)
+        ):
+            submitted.restarts += 1
+            submitted.begun = False
+            self._queue.submitted()
+            _LOG.info(
+                "job %s runs again after %s (%d of %d)", number, status.state, submitted.restarts, self._restart_limit
+            )
+        else:
+            self._ended(number, submitted, status, status.explain())
+
+    def _check_time(self, number: str, submitted: _Submitted, status: JobStatus) -> None:
+        """Slurm counts whole minutes; the limit of the task may be shorter."""
+        limit = submitted.job.resources.run_time_max
+        if limit is None or submitted.verdict is not None or status.seconds < limit:
+            return
+        if submitted.restarts < self._restart_limit:  # Slurm ends it, and it runs again
+            return
+        submitted.verdict = TimeoutError(
+            f"{submitted.job.name} (job {number}) was ended after its run_time_max of {limit:g} s"
+        )
+        self._to_cancel.append(number)
+
+    def _ended(self, number: str, submitted: _Submitted, status: JobStatus, why: str) -> None:
+        del self._jobs[number]
+        paths = submitted.job.paths
+        log = end_of_log(paths.log)
+        if not log and submitted.array is not None:  # it has not come so far as to have a log of its own
+            log = end_of_log(os.path.join(submitted.array, f"{number.partition('_')[2]}.log"))
+        text = f"job {number} of {submitted.job.name} has ended without a result: {why}{log}"
+        error: BaseException | None = submitted.verdict
+        if error is None and status.state == "TIMEOUT":
+            error = TimeoutError(text)
+        elif error is None and status.state != "COMPLETED":
+            error = WorkerDiedError(text)
+        # A job that ended well has an output, which a network file system may be slow to show.
+        self._changes.append(JobChange(as_number(number), JobState.ENDED, cause=why + log, error=error))
+        self._clean_up(submitted)
+
+    def _cancel_now(self, *, last: bool = False) -> None:
+        if self._drop_at is not None and (last or self._drop_at <= time.monotonic()):
+            waiting, self._to_drop, self._drop_at = self._to_drop, [], None
+            try:
+                slurm_queue.cancel(_ranges(waiting), "--state=PENDING")
+            except OSError as error:
+                _LOG.warning("jobs whose tasks are done cannot be cancelled: %s", error)
+        if self._to_cancel:
+            numbers, self._to_cancel = self._to_cancel, []
+            try:
+                slurm_queue.cancel(numbers)
+            except OSError as error:
+                _LOG.warning("jobs cannot be cancelled: %s", error)
+
+
+def _remove_script(folder: str) -> None:
+    """Remove the script in a directory, and the directory if nothing else is in it."""
+    try:
+        remove(os.path.join(folder, "run_queue.sh"))
+        os.rmdir(folder)
+    except OSError:  # the function has files there
+        pass
+
+
+def _ranges(elements: Sequence[str]) -> list[str]:
+    """The elements of arrays as scancel takes them: ``["7_1", "7_3"]`` as ``["7_[1,3]"]``."""
+    arrays: dict[str, list[str]] = {}
+    for element in elements:
+        master, _, number = element.partition("_")
+        arrays.setdefault(master, []).append(number)
+    return [f"{master}_[{','.join(numbers)}]" for master, numbers in arrays.items()]
+
+
+def _pattern(path: str) -> str:
+    """A path as sbatch takes it for a log; one with a backslash it does not take."""
+    return os.devnull if "\\" in path else path.replace("%", "%%")

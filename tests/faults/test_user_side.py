@@ -1,0 +1,112 @@
+"""The program is in a bad state itself: nobody reads its output, it has no descriptors left, it ends futures."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from typing import Any
+
+import pytest
+import tasks
+
+from conftest import MakeExecutor, Script, StartScript
+
+pytestmark = pytest.mark.faults
+
+
+def test_nobody_reads_the_standard_error(start_script: StartScript) -> None:
+    """A worker that writes more than fits waits; the others go on, and nothing of it is lost."""
+    program = start_script(
+        "import os, sys\n"
+        "from executorlib import SingleNodeExecutor\n"
+        "from tasks import *\n"
+        "def noisy():\n"
+        "    print('x' * 999_999, file=sys.stderr)\n"
+        "os.environ['EXECUTORLIB_FORK_SERVER'] = '0'\n"
+        "with SingleNodeExecutor(max_workers=2, block_allocation=True) as exe:\n"
+        "    exe.submit(add, 1, 1).result()\n"
+        "    loud = exe.submit(noisy)\n"
+        "    print(sum(exe.submit(add, i, 1).result() for i in range(50)), flush=True)\n"
+        "    loud.result()\n",
+        stderr=subprocess.PIPE,
+    )
+    assert program.stdout is not None
+    assert program.stdout.readline() == "1275\n"
+    out, err = program.communicate(timeout=30)
+    assert (program.returncode, out, len(err)) == (0, "", 1_000_000)
+
+
+def test_no_descriptor_is_left_for_who_knocks(script: Script) -> None:
+    """It costs no CPU, and who knocks comes in when there is one again."""
+    done = script(
+        "import os, resource, selectors, socket, time\n"
+        "from executorlib.standalone.interactive.listener import Hello, introduce\n"
+        "from executorlib.task_scheduler.interactive.door import Door\n"
+        "selector = selectors.DefaultSelector()\n"
+        "arrived = []\n"
+        "def arrive(hello, connection):\n"
+        "    connection.send(b'W')\n"
+        "    arrived.append(hello)\n"
+        "door = Door(selector, True, arrive, print)\n"
+        "(key,) = door.environment().values()\n"
+        "port = int(door.arguments()[3])\n"
+        "if os.fork() == 0:\n"
+        "    time.sleep(0.2)\n"
+        "    introduce('127.0.0.1', port, bytes.fromhex(key), Hello(7))\n"
+        "    os._exit(0)\n"
+        "taken = []\n"
+        "try:\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "    while True:\n"
+        "        taken.append(os.dup(0))\n"
+        "except OSError:\n"
+        "    pass\n"
+        "rounds, end = 0, time.monotonic() + 20\n"
+        "while not arrived and time.monotonic() < end:\n"
+        "    for key, _ in selector.select(0.5):\n"
+        "        key.data()\n"
+        "    rounds += 1\n"
+        "    if door.deadline() is not None and taken:\n"
+        "        for fd in taken[:5]:\n"
+        "            os.close(fd)\n"
+        "        taken = []\n"
+        "    door.expire(time.monotonic())\n"
+        "os.wait()\n"
+        "print(arrived[0].worker, rounds < 20)\n",
+    )
+    assert done.stdout == "7 True\n", done.stderr
+
+
+@pytest.mark.kinds("fresh", "block", "fresh-spawned", "block-spawned")
+def test_a_future_that_the_program_has_ended_itself(make_executor: MakeExecutor) -> None:
+    """It keeps what the program has set, and the executor goes on."""
+    with make_executor(max_workers=1) as exe:
+        first = exe.submit(tasks.sleep_and_return, 1, 0.3)
+        second = exe.submit(tasks.add, 1, 1)
+        second.set_result("mine")
+        first.result(40)
+        assert exe.submit(tasks.add, 2, 2).result(40) == 4
+        assert second.result(40) == "mine"
+
+
+def test_another_thread_changes_the_environment(make_executor: MakeExecutor) -> None:
+    """The look at the environment when a worker starts meets a variable that comes and goes."""
+    over = threading.Event()
+
+    def change() -> None:
+        while not over.is_set():
+            for number in range(50):
+                os.environ[f"EXECUTORLIB_TEST_{number}"] = "1"
+            for number in range(50):
+                del os.environ[f"EXECUTORLIB_TEST_{number}"]
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        with make_executor(max_workers=2) as exe:
+            results: list[Any] = [exe.submit(tasks.add, number, 1) for number in range(30)]
+            assert [future.result(40) for future in results] == list(range(1, 31))
+    finally:
+        over.set()
+        thread.join()

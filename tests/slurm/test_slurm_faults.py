@@ -1,0 +1,180 @@
+"""What breaks in an allocation: workers, agents, steps, nodes, the program."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import tasks
+from slurm_fixtures import FIXTURES
+
+from conftest import Eventually, StartScript, needs_mpi
+from executorlib import SlurmJobExecutor
+from executorlib.standalone.errors import WorkerDiedError, WorkerStartError
+
+slurm_conf, in_slurm, shared_allocation, allocation, make_job, steps = FIXTURES
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm"), pytest.mark.faults]
+
+Make = Callable[..., SlurmJobExecutor]
+Steps = Callable[[], list[str]]
+
+
+def begin_and_sleep(path: Path, seconds: float = 60.0) -> None:
+    path.write_text(f"{os.getpid()} {os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}")
+    time.sleep(seconds)
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_a_death_is_told_and_the_executor_goes_on(make_job: Make, block: bool) -> None:
+    with make_job(block_allocation=block, max_workers=2) as exe:
+        with pytest.raises(WorkerDiedError, match=r"on vm|on n[12]") as caught:
+            exe.submit(tasks.end_self, signal.SIGKILL).result()
+        assert "SIGKILL" in str(caught.value)
+        with pytest.raises(WorkerDiedError, match="exit code 3"):
+            exe.submit(os._exit, 3).result()
+        assert exe.submit(abs, -1).result() == 1
+
+
+def test_what_only_waited_at_a_dead_worker_is_not_blamed(make_job: Make, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with make_job(block_allocation=True, max_workers=1) as exe:
+        list(exe.map(tasks.note_or_die, [log] * 100, range(1, 101)))
+        futures = [exe.submit(tasks.note_or_die, log, i) for i in [101, 0, *range(102, 121)]]
+        failed = [isinstance(future.exception(20), WorkerDiedError) for future in futures]
+    assert failed == [False, True, *[False] * 19]
+    noted = [int(line) for line in log.read_text().split()]
+    assert sorted(noted) == list(range(1, 121))
+
+
+def test_restart_limit(make_job: Make, tmp_path: Path) -> None:
+    with make_job(block_allocation=True, max_workers=1, restart_limit=1) as exe:
+        assert exe.submit(tasks.end_self_once, tmp_path / "flag", 5).result() == 5
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_the_step_of_an_agent_is_cancelled(make_job: Make, block: bool, tmp_path: Path, eventually: Eventually) -> None:
+    """Its calls fail with Slurm's words; another agent takes its place."""
+    with make_job(block_allocation=block, max_workers=1) as exe:
+        future = exe.submit(begin_and_sleep, tmp_path / "begun")
+        eventually(lambda: (tmp_path / "begun").exists() and (tmp_path / "begun").read_text())
+        pid, step = (tmp_path / "begun").read_text().split()
+        subprocess.run(["scancel", step], check=True)
+        with pytest.raises(WorkerDiedError, match="lost with the agent on n1") as caught:
+            future.result(15)
+        assert "CANCELLED" in str(caught.value), caught.value
+        eventually(lambda: not psutil.pid_exists(int(pid)))
+        assert exe.submit(abs, -1).result(20) == 1
+
+
+def test_an_agent_is_killed(make_job: Make, tmp_path: Path, eventually: Eventually) -> None:
+    with make_job(max_workers=1) as exe:
+        future = exe.submit(begin_and_sleep, tmp_path / "begun")
+        eventually(lambda: (tmp_path / "begun").exists() and (tmp_path / "begun").read_text())
+        pid = int((tmp_path / "begun").read_text().split()[0])
+        os.kill(psutil.Process(pid).ppid(), signal.SIGKILL)
+        with pytest.raises(WorkerDiedError, match="lost with the agent on n1"):
+            future.result(15)
+        eventually(lambda: not psutil.pid_exists(pid))
+        assert exe.submit(abs, -1).result(20) == 1
+
+
+def test_the_fork_server_is_killed(make_job: Make, tmp_path: Path, eventually: Eventually) -> None:
+    """With it goes the knowledge of all steps; they are ended."""
+    with make_job(max_workers=1) as exe:
+        future = exe.submit(begin_and_sleep, tmp_path / "begun")
+        eventually(lambda: (tmp_path / "begun").exists())
+        server = next(child for child in psutil.Process().children() if "fork_server" in " ".join(child.cmdline()))
+        server.kill()
+        with pytest.raises(WorkerDiedError):
+            future.result(15)
+        assert exe.submit(abs, -1).result(20) == 1
+
+
+def test_a_step_is_refused(make_job: Make) -> None:
+    with make_job() as exe:
+        with pytest.raises(WorkerStartError, match="unrecognized option '--no-such-option'"):
+            exe.submit(abs, 1, resource_dict={"slurm_cmd_args": ["--no-such-option"]}).result()
+        with pytest.raises(WorkerStartError, match="More processors requested than permitted"):
+            exe.submit(abs, 1, resource_dict={"cores": 7}).result()
+
+
+def test_a_step_is_cancelled(make_job: Make, tmp_path: Path, eventually: Eventually) -> None:
+    with make_job() as exe:
+        resources = {"slurm_cmd_args": ["--comment=x"]}
+        future = exe.submit(begin_and_sleep, tmp_path / "begun", resource_dict=resources)
+        eventually(lambda: (tmp_path / "begun").exists() and (tmp_path / "begun").read_text())
+        subprocess.run(["scancel", (tmp_path / "begun").read_text().split()[1]], check=True)
+        with pytest.raises(WorkerDiedError, match="CANCELLED"):
+            future.result(15)
+
+
+def test_a_step_takes_too_much_memory(make_job: Make) -> None:
+    with make_job() as exe, pytest.raises(WorkerDiedError, match=r"(?i)memory"):
+        exe.submit(_take_memory, resource_dict={"slurm_cmd_args": ["--mem=100"]}).result(30)
+
+
+def _take_memory() -> None:
+    held = bytearray(400_000_000)
+    for page in range(0, len(held), 4096):
+        held[page] = 1
+    time.sleep(20)
+
+
+def test_one_rank_dies(make_job: Make) -> None:
+    needs_mpi()
+    with make_job(pmi_mode="pmi2") as exe:
+        with pytest.raises(WorkerDiedError):
+            exe.submit(_die_on_rank_1, resource_dict={"cores": 2, "num_nodes": 2}).result(30)
+        assert exe.submit(abs, -1).result(20) == 1
+
+
+def _die_on_rank_1() -> None:
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.rank == 1:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    MPI.COMM_WORLD.Barrier()
+
+
+def test_no_node_is_left(make_job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An allocation that has ended: the calls say so, and do not hang."""
+    monkeypatch.setenv("SLURM_JOB_ID", "999999")
+    monkeypatch.setenv("SLURM_JOBID", "999999")
+    with make_job() as exe:
+        for future in [exe.submit(abs, 1) for _ in range(4)]:
+            with pytest.raises(WorkerStartError, match="Invalid job id"):
+                future.result(30)
+
+
+PROGRAM = """
+import os, sys, time
+from executorlib import SlurmJobExecutor
+import tasks
+folder = sys.argv[1]
+step = {"resource_dict": {"slurm_cmd_args": ["--comment=x"]}}
+options = {"serial": {}, "block": {"block_allocation": True}, "step": step}
+exe = SlurmJobExecutor(max_workers=2, **options[sys.argv[2]])
+futures = [exe.submit(tasks.hold, f"{folder}/begun{i}", f"{folder}/never") for i in range(2)]
+print("submitted", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("way", ["serial", "block", "step"])
+def test_the_program_is_killed(
+    allocation: Any, start_script: StartScript, tmp_path: Path, eventually: Eventually, steps: Steps, way: str
+) -> None:
+    process = start_script(PROGRAM, str(tmp_path), way)
+    eventually(lambda: all((tmp_path / f"begun{i}").exists() for i in range(2)), 20)
+    assert steps()
+    process.kill()
+    start = time.monotonic()
+    eventually(lambda: not steps(), 8)
+    assert time.monotonic() - start < 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import pickle
 import signal
 import time
@@ -44,6 +45,21 @@ def test_a_death_is_told_and_the_executor_goes_on(
         assert fn.__name__ in str(caught.value)
         assert "pid" in str(caught.value)
         assert exe.submit(tasks.add, 1, 1).result(30) == 2
+
+
+@pytest.mark.kinds
+def test_a_task_that_ends_its_worker_runs_once(make_executor: MakeExecutor, tmp_path: Path) -> None:
+    note = tmp_path / "note"
+
+    def end(note: str) -> None:
+        with open(note, "a") as file:
+            file.write("run\n")
+        os._exit(3)
+
+    with make_executor(max_workers=1) as exe:
+        assert exe.submit(tasks.add, 1, 1).result(30) == 2  # the worker has worked
+        assert isinstance(exe.submit(end, str(note)).exception(30), WorkerDiedError)
+    assert note.read_text() == "run\n"
 
 
 @pytest.mark.kinds

@@ -139,6 +139,15 @@ def test_positional_order_and_defaults_are_kept(name: str) -> None:
         assert optional or added.kind in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL), f"{added} must be optional"
 
 
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_what_is_new_in_all_executors_comes_last(name: str) -> None:
+    try:
+        parameters = list(inspect.signature(find(name)).parameters.values())
+    except LookupError:
+        pytest.skip(f"{name} does not exist yet")
+    assert [(p.name, p.default) for p in parameters[-2:]] == [("export_timeline_filename", None), ("progress", False)]
+
+
 @pytest.mark.parametrize("name", REQUIRED)
 def test_these_exist(name: str) -> None:
     find(name)

@@ -255,11 +255,12 @@ def check_flux() -> Finding:
     except ImportError as error:
         if command is None and isinstance(error, ModuleNotFoundError) and error.name == "flux":
             return Finding(ABSENT, "neither flux nor its Python module is installed", "")
-        version_of = f", here {_said(_run([command, '--version']))}" if command else ""
+        told = _run([command, "--version"]).stdout.split() if command else []
+        version_of = f" ({told[told.index('libflux-core:') + 1]} here)" if "libflux-core:" in told else ""
         return Finding(
             BROKEN,
             f"import flux: {error}",
-            f"pip install flux-python ply, flux-python of the version of flux-core{version_of}",
+            f"pip install flux-python ply, flux-python of the same version as flux-core{version_of}",
         )
     try:
         handle = flux.Flux()

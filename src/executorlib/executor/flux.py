@@ -74,6 +74,8 @@ class FluxJobExecutor(BaseExecutor):
         wait: bool = True,
         restart_limit: int = 0,
         openmpi_oversubscribe: bool = False,
+        export_timeline_filename: str | None = None,
+        progress: bool = False,
     ) -> None:
         from executorlib.executor.options import Options, recording_scheduler
 
@@ -94,6 +96,8 @@ class FluxJobExecutor(BaseExecutor):
             wait=wait,
             restart_limit=restart_limit,
             openmpi_oversubscribe=openmpi_oversubscribe,
+            export_timeline_filename=export_timeline_filename,
+            progress=progress,
         )
         if options.records:
             super().__init__(recording_scheduler(options))

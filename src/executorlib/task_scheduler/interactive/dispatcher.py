@@ -461,8 +461,7 @@ class Dispatcher:
             self._observer.worker_gone(worker)
         if worker.worked:  # else its start may be to blame, and the task must not start one after the other
             self._put_back(worker)
-        has_told = worker.gives_back or not worker.worked or not worker.queue
-        has_told = has_told or worker.has_begun == worker.queue[0].number
+        gives_back = worker.gives_back  # what is left in the queue then was running
         worker.close_claims()
         queue, worker.queue = list(worker.queue), type(worker.queue)()
         if worker.stopping and not queue:
@@ -484,8 +483,8 @@ class Dispatcher:
         # Only the first was running: a worker whose tasks cannot be taken back has the others still in its queue.
         # And a task whose time was up may have ended just before its worker: then nobody is to blame.
         blamed = queue[:1] if worker.accused in (None, queue[0].number) else []
-        if error is None and not has_told:
-            blamed = []  # the worker was killed while idle: it has not said that it begins
+        if error is None and worker.worked and not gives_back and worker.has_begun != queue[0].number:
+            blamed = []  # the worker was killed while idle, or so short a time before that it had not begun
         self._ledger.put_back(queue[len(blamed) :])
         for task in blamed:
             self._blame(task, worker, error)

@@ -60,7 +60,9 @@ demo: $(VENV)/.demo ## a real sampling run on all cores
 	@$(PY) examples/demo.py
 
 test: $(VENV)/.full ## the test suite (PYTEST_ARGS=...)
-	@$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
+	@.ci/slurm status > /dev/null 2>&1 || { started=yes; .ci/slurm start || true; }; \
+	$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS); code=$$?; \
+	[ -z "$$started" ] || .ci/slurm stop > /dev/null 2>&1; exit $$code
 
 test-faults: $(VENV)/.full ## the tests of things that break, REPEAT=n times
 	@export FUZZ_INPUTS=$${FUZZ_INPUTS:-$$((100000 / $(REPEAT)))}; for round in $$(seq 1 $(REPEAT)); do \
@@ -79,8 +81,9 @@ format: $(VENV)/.full ## ruff: mend what it can
 	@$(PY) -m ruff check --fix
 	@$(PY) -m ruff format
 
-types: $(VENV)/.full ## mypy over source, tests and examples
+types: $(VENV)/.full ## mypy over source, tests, examples and benchmarks
 	@$(PY) -m mypy --strict src tests examples
+	@MYPYPATH=benchmarks:benchmarks/cases $(PY) -m mypy --strict benchmarks/run.py benchmarks/cases/one.py
 
 bench: $(PY) ## measure, beside other libraries (BENCH_ARGS=...)
 	@$(PY) benchmarks/run.py $(BENCH_ARGS)

@@ -16,8 +16,8 @@ CACHE = ROOT / ".bench"
 
 # The libraries of the standard library share an environment without any other.
 _REQUIREMENTS = {
-    OURS: ("numpy", "emcee", "mpi4py", "mpich", "h5py"),
-    "published": ("numpy", "emcee", "mpi4py", "mpich", "executorlib[cache]==1.11.*"),
+    OURS: ("numpy", "emcee", "mpi4py", "mpich", "h5py", "pysqa"),
+    "published": ("numpy", "emcee", "mpi4py", "mpich", "executorlib[cache,cluster]==1.11.*"),
     "stdlib": ("numpy", "emcee"),
     "loky": ("numpy", "emcee", "loky"),
     "dask": ("numpy", "distributed"),

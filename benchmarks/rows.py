@@ -62,6 +62,7 @@ class Row:
         smoke: what is different in a smoke test
         fewer: what is different for a peer that would take minutes
         limit: seconds after which a measurement is given up
+        slurm: whether it needs a Slurm that runs
     """
 
     key: str
@@ -74,6 +75,7 @@ class Row:
     smoke: Mapping[str, Any] = field(default_factory=dict)
     fewer: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     limit: float = 60.0
+    slurm: bool = False
 
     @property
     def more_is_better(self) -> bool:
@@ -293,6 +295,44 @@ ROWS = (
         {"long": 4, "short": 4000},
         {"long": 0, "short": 20},
         {"dask": {"short": 1000}, "parsl": {"short": 1000}},
+    ),
+    Row(
+        "slurm_fresh",
+        "Slurm, in an allocation: a fresh process per call",
+        "/s",
+        "slurm_fresh",
+        (at_least(100),),
+        ("published",),
+        {"calls": 300},
+        {"calls": 4},
+        {"published": {"calls": 20}},
+        limit=90,
+        slurm=True,
+    ),
+    Row(
+        "slurm_block",
+        "Slurm, in an allocation: block allocation, submit + result",
+        "/s",
+        "slurm_block",
+        (at_least(10_000),),
+        ("published",),
+        {"calls": 10_000},
+        {"calls": 50},
+        limit=90,
+        slurm=True,
+    ),
+    Row(
+        "slurm_map",
+        "Slurm, batch jobs: `map` of 200",
+        "/s",
+        "slurm_map",
+        (at_least(20),),
+        ("published",),
+        {"calls": 200},
+        {"calls": 4},
+        {"published": {"calls": 30}},
+        limit=120,
+        slurm=True,
     ),
     Row(
         "cache_write",

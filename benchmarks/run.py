@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import os
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -30,6 +32,9 @@ _SMOKE_PEERS = 30.0
 def main() -> int:
     options = _options()
     rows = [row for row in ROWS if any(fnmatch.fnmatch(row.key, pattern) for pattern in options.only)]
+    if any(row.slurm for row in rows) and not _has_slurm():
+        print("no Slurm answers: its rows are left out (.ci/slurm start)", file=sys.stderr)
+        rows = [row for row in rows if not row.slurm]
     if not rows:
         raise SystemExit(f"no such benchmark; there are {', '.join(row.key for row in ROWS)}")
     peers = _prepare(options.peers, options.smoke)
@@ -53,6 +58,18 @@ def main() -> int:
     if failures:
         print(f"no figure for: {', '.join(failures)}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _has_slurm() -> bool:
+    """Whether a Slurm answers: that of this machine's tests, or the site's."""
+    script = Path(__file__).resolve().parent.parent / ".ci" / "slurm"
+    if "SLURM_CONF" not in os.environ and subprocess.run([script, "status"], capture_output=True).returncode == 0:
+        conf = subprocess.run([script, "conf"], capture_output=True, text=True, check=True)
+        os.environ["SLURM_CONF"] = conf.stdout.strip()
+    try:
+        return subprocess.run(["sinfo", "--noheader"], capture_output=True, timeout=20).returncode == 0
+    except (OSError, subprocess.SubprocessError):
+        return False
 
 
 def _options() -> argparse.Namespace:

@@ -63,6 +63,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     pages = [DOCS / "reliability.md", DOCS / "security.md"]
     named = {name for page in pages if page.exists() for name in re.findall(r"`(test_\w+(?:\.py)?)`", page.read_text())}
     for item in items:
+        if "slurm" in item.path.parts:  # its two nodes bear one test at a time
+            item.add_marker(pytest.mark.xdist_group("slurm"))
         if item.path.name in named or getattr(item, "originalname", item.name) in named:
             item.add_marker(pytest.mark.faults)
 

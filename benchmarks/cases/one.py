@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 
+import batch
 import cached
 import cost
 import sampling
 import throughput
 
-CASES = {**cached.CASES, **cost.CASES, **sampling.CASES, **throughput.CASES}
+CASES = {**batch.CASES, **cached.CASES, **cost.CASES, **sampling.CASES, **throughput.CASES}
 
 
 def main(case: str, library: str, arguments: str) -> None:

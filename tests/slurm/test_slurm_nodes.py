@@ -8,6 +8,7 @@ import subprocess
 import pytest
 from slurm_fixtures import FIXTURES, AllocationOf, enter
 
+from conftest import Eventually
 from executorlib import SlurmJobExecutor
 
 slurm_conf, in_slurm, *_ = FIXTURES
@@ -18,7 +19,9 @@ def node() -> str:
     return os.environ["SLURMD_NODENAME"]
 
 
-def test_a_node_goes_down(in_slurm: None, slurm_conf: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_goes_down(
+    in_slurm: None, slurm_conf: str, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
     """It is left out; the calls run on the other."""
     held = AllocationOf(slurm_conf, "--nodes=2", "--ntasks=2", "--no-kill")
     try:
@@ -32,5 +35,12 @@ def test_a_node_goes_down(in_slurm: None, slurm_conf: str, monkeypatch: pytest.M
             found = [future.result(40) for future in [exe.submit(node) for _ in range(6)]]
         assert set(found) == {"n1"}
     finally:
-        subprocess.run(["scontrol", "update", "NodeName=n2", "State=RESUME"], check=True)
+        # It may have come back by itself.
+        subprocess.run(["scontrol", "update", "NodeName=n2", "State=RESUME"], check=False, capture_output=True)
         held.close()
+        eventually(lambda: _state() == "idle", 20)
+
+
+def _state() -> str:
+    command = ["sinfo", "--noheader", "--Node", "--nodes=n2", "--format=%T"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

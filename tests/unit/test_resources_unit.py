@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -44,7 +43,7 @@ def test_none_goes_back_to_the_default() -> None:
 
 
 def test_every_key_of_the_typed_dictionary_is_a_field_and_known() -> None:
-    fields = {field.name for field in dataclasses.fields(Resources)} - {"template_variables"}
+    fields = set(Resources._fields) - {"template_variables"}
     assert set(get_type_hints(ResourceDict)) == fields
     samples: dict[str, Any] = {
         "cores": 2,
@@ -75,7 +74,7 @@ def test_paths_become_text() -> None:
 
 def test_they_are_frozen_and_can_be_compared() -> None:
     resources = Resources().updated({"slurm_cmd_args": ["-v"]})
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         resources.cores = 5  # type: ignore[misc]
     assert hash(resources) == hash(Resources().updated({"slurm_cmd_args": ("-v",)}))
 

@@ -13,14 +13,13 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import sys
 import time
 from collections.abc import Iterator
 
 from executorlib.backend.cache_call import work
 from executorlib.backend.calls import flush_output
-from executorlib.standalone.cache_paths import CachePaths
+from executorlib.standalone.cache_paths import CachePaths, remove_array
 from executorlib.standalone.cache_trust import open_trusted
 from executorlib.standalone.command import RUN_TIME_VARIABLE
 
@@ -46,8 +45,13 @@ def own_number() -> int:
     return int(os.environ["SLURM_ARRAY_TASK_ID"])
 
 
-def redirect_output(paths: CachePaths) -> None:
-    """From now on what this process prints goes to the log of a task."""
+def enter(paths: CachePaths, folder: str) -> None:
+    """Make this process that of a task: what it prints goes to the task's log, and if nobody asked for a working
+    directory it has one of its own, as a single job does; not that of the array.
+    """
+    if os.path.realpath(os.getcwd()) == os.path.realpath(folder):
+        os.makedirs(paths.job_directory, 0o700, exist_ok=True)
+        os.chdir(paths.job_directory)
     flush_output()
     log = os.open(paths.log, _LOG_FLAGS, 0o600)
     os.dup2(log, 1)
@@ -117,11 +121,13 @@ class Element:
         if pid == 0:
             code = 70
             try:
-                redirect_output(self._tasks[number])
+                enter(self._tasks[number], self._folder)
                 code = work(self._tasks[number])
             finally:
                 os._exit(code)
         status = self._wait(pid, number)
+        with contextlib.suppress(OSError):  # the function has files there
+            os.rmdir(self._tasks[number].job_directory)
         code = os.waitstatus_to_exitcode(status)
         return code if code >= 0 else 128 - code
 
@@ -143,7 +149,7 @@ class Element:
     def _clear_away(self) -> None:
         """The last removes the array's directory: the program that has made it may have ended."""
         if not any(os.path.exists(task.input) for task in self._tasks):
-            shutil.rmtree(self._folder, ignore_errors=True)
+            remove_array(self._folder)
 
     def _mark(self, number: int) -> str:
         return os.path.join(self._folder, f"{number}.begun")

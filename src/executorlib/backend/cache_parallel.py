@@ -64,7 +64,7 @@ def _task_of(argv: list[str]) -> CachePaths:
     from executorlib.backend import cache_array
 
     paths = cache_array.read_inputs(argv[1])[cache_array.own_number()]
-    cache_array.redirect_output(paths)
+    cache_array.enter(paths, os.path.dirname(argv[1]))
     return paths
 
 

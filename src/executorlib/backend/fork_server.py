@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.machinery
+import math
 import os
 import select
 import signal
@@ -22,6 +24,8 @@ from typing import Any, NoReturn
 from executorlib.standalone.interactive.control import encode_report, receive_request
 
 _TERM_SECONDS = 1.0
+# A program that has had its first worker for so long is worth some preparation.
+_PREPARE_AFTER_SECONDS = 0.05
 
 
 class ForkServer:
@@ -32,6 +36,7 @@ class ForkServer:
         self._unsent = bytearray()  # reports that the program has no time for: it may be waiting for this process
         self._pids: dict[int, int] = {}  # worker -> pid
         self._workers: dict[int, int] = {}  # pid -> worker
+        self._prepare_at = 0.0  # 0: not before the first worker
         self._programs: set[int] = set()  # workers that another program was executed for
         self._child_exits, self._wake = os.pipe()
         os.set_blocking(self._child_exits, False)
@@ -44,7 +49,10 @@ class ForkServer:
         try:
             while True:
                 write = [self._control.fileno()] if self._has_unsent else []
-                ready, writable, _ = select.select([self._control.fileno(), self._child_exits], write, [])
+                pause = None if self._prepare_at in (0.0, math.inf) else max(0.0, self._prepare_at - time.monotonic())
+                ready, writable, _ = select.select([self._control.fileno(), self._child_exits], write, [], pause)
+                if pause == 0.0:
+                    self._prepare()
                 if writable:
                     self._send_reports()
                 if self._child_exits in ready:
@@ -75,9 +83,19 @@ class ForkServer:
             if kind == "exec":
                 self._programs.add(worker)
             self._report("started", worker, pid)
+            self._prepare_at = self._prepare_at or time.monotonic() + _PREPARE_AFTER_SECONDS
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _prepare(self) -> None:
+        """Do what would take its time in many workers; the first, and a program of one call, would have to wait."""
+        self._prepare_at = math.inf
+        # A worker sees by a folder's time whether this list of it is out of date.
+        importlib.machinery.PathFinder.find_spec("executorlib_looks_around")
+        with contextlib.suppress(ImportError):
+            import cloudpickle.cloudpickle  # noqa: F401
+        gc.freeze()  # a collection in a child would copy every page that holds an object
 
     def _become(self, request: tuple[Any, ...], fds: list[int]) -> NoReturn:
         """In the child: turn into what was asked for."""
@@ -179,8 +197,6 @@ def main(fd: int) -> None:
     import executorlib.backend.worker
     import executorlib.standalone.functions  # noqa: F401
 
-    with contextlib.suppress(ImportError):
-        import cloudpickle.cloudpickle  # noqa: F401
-    gc.freeze()  # a collection in a child would copy every page that holds an object
+    gc.freeze()
     server.run()
     os._exit(0)  # nothing is left to do that the end of the interpreter would take its time for

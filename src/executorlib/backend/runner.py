@@ -17,6 +17,8 @@ from executorlib.backend.calls import (
     supplied_for,
 )
 from executorlib.standalone.interactive.messages import (
+    BEGUN,
+    BEGUN_HEAD,
     CLAIM,
     DONE,
     EXITED,
@@ -231,6 +233,8 @@ class Runner:
             if not self._claims.take(batch):
                 return  # the dispatcher has taken back this task and those behind it
             item = Item(*fields)
+            if batch == UNCLAIMED and self._keep:
+                self._link.send(BEGUN_HEAD.pack(BEGUN, item.number))
             between, end = at + item.buffers, at + item.buffers + item.input_buffers
             outcome = self._outcome(item, buffers[at:between], buffers[between:end])
             at = end

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from executorlib.standalone.interactive.launcher import Launcher, make_launcher
 from executorlib.standalone.resources import Resources
@@ -15,8 +14,7 @@ from executorlib.task_scheduler.interactive.scheduler import InteractiveSchedule
 from executorlib.task_scheduler.interactive.worker_pool import CommandBuilder, Site
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """The parameters that executors have in common. They mean the same in all of them.
 
     Attributes:
@@ -59,7 +57,12 @@ class Options:
     restart_limit: int = 0
     openmpi_oversubscribe: bool = False
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what contradicts itself.
+
+        Raises:
+            ValueError: there is an init_function without block allocation, or ``wait`` is False
+        """
         if self.init_function is not None and not self.block_allocation:
             raise ValueError("An init_function needs workers that are kept: set block_allocation=True.")
         if not self.wait:
@@ -117,6 +120,7 @@ def interactive_scheduler(
         gpu_limit: as in `InteractiveScheduler`
         template: whether unknown keys of the resource_dict are variables of a submission template
     """
+    options.check()
     if options.records:
         launcher.close()
         return recording_scheduler(options)
@@ -124,7 +128,7 @@ def interactive_scheduler(
     init = dumps(options.init_function) if options.init_function is not None else None
     return InteractiveScheduler(
         options.resources(template=template),
-        Limits(options.max_workers, options.max_cores, available_cores),
+        Limits(options.max_workers, options.max_cores, available_cores).checked(),
         Site(
             command,
             localhost=here,

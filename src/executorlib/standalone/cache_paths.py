@@ -101,6 +101,25 @@ def array_directory(directory: str, name: str) -> str:
     return os.path.join(directory, f"{_RESERVED}-array-{name}")
 
 
+def remove_array(folder: str) -> None:
+    """Remove what an array of jobs has no more use for: all but the logs of elements that have printed something."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    for name in names:
+        path = os.path.join(folder, name)
+        try:
+            if name in ("inputs", "run_queue.sh") or name.endswith((".begun", ".clock")) or not os.path.getsize(path):
+                os.unlink(path)
+        except OSError:  # another was faster
+            pass
+    try:
+        os.rmdir(folder)
+    except OSError:
+        pass
+
+
 def aliased_output(directory: str | os.PathLike[str], alias: str) -> CachePaths | None:
     """The files of the call that `remember_alias` noted under this alias; None if it has no output any more."""
     link = _alias_path(directory, alias)

@@ -28,6 +28,10 @@ class WorkerStartError(ExplainedError, ExecutorlibSocketError):
     """
 
 
+class SubmissionError(ExplainedError):
+    """The queueing system has refused a batch job; the message holds its words."""
+
+
 class TaskExitError(ExplainedError, ExecutorlibSocketError):
     """The task called ``sys.exit`` or was interrupted; its worker goes on."""
 

@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from executorlib.standalone.plain_function import dump_plain
 from executorlib.standalone.serialize import Payload, dumps, dumps_with_parts
 
 _KEPT = 64
@@ -80,7 +81,7 @@ class FunctionTable:
         reads = _Reads.of(fn)
         if reads is None:
             return self._add_in_parts(fn)
-        ref = self._ref(dumps(fn), fn, reusable=True)
+        ref = self._ref(reads.dump(fn), fn, reusable=True)
         self._by_identity[id(fn)] = (fn, ref, reads)
         _trim(self._by_identity)
         return ref
@@ -183,6 +184,15 @@ class _Reads:
             if (fn.__closure__ or fn.__kwdefaults__ or len(before) > 2) and not _same(_definition(fn), before):
                 return False
         return True
+
+    def dump(self, fn: Any) -> Payload:
+        """The pickle of the function."""
+        if isinstance(fn, types.FunctionType) and len(self._functions) == 1 and self._functions[0][0] is fn:
+            read = {name: value for _, name, value in self._names if value is not _MISSING}
+            data = dump_plain(fn, _all_code(fn.__code__), read)
+            if data is not None:
+                return Payload(data)
+        return dumps(fn)
 
     @classmethod
     def of(cls, fn: Any) -> _Reads | None:

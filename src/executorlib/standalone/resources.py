@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 
 class ResourceDict(TypedDict, total=False):
@@ -42,8 +41,7 @@ class ResourceDict(TypedDict, total=False):
     """Template of the batch script (cluster executors)."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Resources:
+class Resources(NamedTuple):
     """A checked ``resource_dict``: see `ResourceDict` for the meaning of each field."""
 
     cores: int = 1
@@ -71,6 +69,10 @@ class Resources:
     def gpus(self) -> int:
         return self.cores * self.gpus_per_core
 
+    def given(self) -> dict[str, Any]:
+        """Those that are not the default."""
+        return {name: value for name, value in self._asdict().items() if value != self._field_defaults[name]}
+
     def updated(self, resource_dict: Mapping[str, Any], *, template: bool = False) -> Resources:
         """These resources with what a call asks for; the dictionary is not changed.
 
@@ -89,11 +91,10 @@ class Resources:
         extra = {key: value for key, value in resource_dict.items() if key not in _CHECKS}
         if extra:
             known["template_variables"] = tuple({**dict(self.template_variables), **extra}.items())
-        return dataclasses.replace(self, **known)
+        return self._replace(**known)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Problem:
+class _Problem(NamedTuple):
     key: str
     value: Any
     message: str
@@ -148,7 +149,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "cache_directory": (_path, "a path"),
     "submission_template": (_text, "a string"),
 }
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Resources)}
+_DEFAULTS = Resources._field_defaults
 
 
 def _normal(key: str, value: Any) -> Any:

@@ -132,7 +132,7 @@ def srun_path() -> str:
     """
     path = shutil.which("srun")
     if path is None:
-        raise FileNotFoundError("There is no srun on PATH: this executor needs Slurm (see Troubleshooting: Slurm).")
+        raise FileNotFoundError("There is no srun on PATH: this executor needs Slurm.")
     return path
 
 

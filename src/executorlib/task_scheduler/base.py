@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-import queue
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from executorlib.task_scheduler.mapping import calls_of, map_calls
+
+if TYPE_CHECKING:
+    import queue
 
 # A library is silent, unless the program says where its log goes.
 logging.getLogger("executorlib").addHandler(logging.NullHandler())
@@ -79,6 +81,8 @@ class TaskSchedulerBase(ABC):
     @property
     def future_queue(self) -> queue.Queue[dict[str, Any]]:
         """The calls that have not begun, see `BaseExecutor.future_queue`."""
+        import queue
+
         return queue.Queue()
 
     @abstractmethod

@@ -10,7 +10,6 @@ import errno
 import logging
 import os
 import pickle
-import random
 import socket
 import time
 from typing import Any, NamedTuple
@@ -72,6 +71,8 @@ def introduce(host: str, port: int, key: bytes, hello: Hello, timeout: float = 6
             knocks -= 1
             if knocks == 0:
                 raise ProtocolError(f"{host}:{port} closes every connection: {error}") from error
+            import random
+
             time.sleep(random.uniform(0.0, _LONGEST_PAUSE))
         except BaseException:
             if connection is not None:
@@ -159,6 +160,8 @@ class Listener:
         """
         if len(self.guests) < _MAX_STRANGERS:
             return None
+        import random  # here: most programs start sooner without it
+
         return random.choice(list(self.guests.values()))
 
     def accept(self) -> Guest | None:

@@ -17,6 +17,9 @@ WELCOME = b"W"
 HELLO = b"H"
 RESULT = b"D"
 RANK_ERROR = b"E"
+# A worker whose tasks nobody takes back says so when it begins one: it may be killed before.
+BEGUN = b"B"
+BEGUN_HEAD = struct.Struct("<cQ")
 # Both ways: a dictionary of a `SocketInterface`.
 DICT = b"M"
 

@@ -7,7 +7,6 @@ the log, the order of jobs, arrays.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import math
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from executorlib.standalone.command import PATH_VARIABLE
+from executorlib.standalone.errors import SubmissionError
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.slurm import step_command
 
@@ -46,7 +46,7 @@ TEMPLATE = """\
 {%- if memory_max %}
 #SBATCH --mem={{memory_max}}G
 {%- endif %}
-{%- if priority %}
+{%- if priority < 0 %}
 #SBATCH --nice={{ -priority }}
 {%- endif %}
 {%- if num_nodes %}
@@ -66,10 +66,6 @@ TEMPLATE = """\
 {{command}}
 """
 """The script of a job where nobody gives another."""
-
-
-class SubmissionError(RuntimeError):
-    """Slurm has refused a job; the message holds its words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +161,7 @@ class BatchSystem:
 
     def command(self, job: BatchJob) -> str:
         """The line of the script that runs the job."""
-        resources = dataclasses.replace(job.resources, cwd=None, exclusive=False, run_time_max=None, num_nodes=None)
+        resources = job.resources._replace(cwd=None, exclusive=False, run_time_max=None, num_nodes=None)
         if resources.cores == 1 and not resources.slurm_cmd_args:
             return shlex.join(job.command)
         return shlex.join(step_command(resources, job.command, pmi_mode=self._pmi_mode, srun="srun"))

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from executorlib.standalone import cache_claim
 from executorlib.standalone.cache_outcome import is_ended
@@ -224,7 +224,7 @@ class LocalJobs(JobLauncher):
             if job is not None:
                 claim = cache_claim.holder(job.paths)
                 # The cores are this machine's; that a job wants GPUs is of no matter here.
-                allotment = None if claim else self._pool.take(replace(job.resources, gpus_per_core=0))
+                allotment = None if claim else self._pool.take(job.resources._replace(gpus_per_core=0))
                 if claim is None and allotment is None:
                     return
                 del self._waiting[number]

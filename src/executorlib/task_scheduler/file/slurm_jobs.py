@@ -15,12 +15,12 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from executorlib.standalone import cache_queue, slurm_queue
 from executorlib.standalone.cache_file import CacheFileError
 from executorlib.standalone.cache_outcome import remove
-from executorlib.standalone.cache_paths import array_directory
+from executorlib.standalone.cache_paths import array_directory, remove_array
 from executorlib.standalone.cache_queue import JobNumber, as_number
 from executorlib.standalone.cache_trust import make_private_directory
 from executorlib.standalone.command import RUN_TIME_VARIABLE, get_command_path
@@ -135,7 +135,7 @@ class SlurmJobs(JobLauncher):
         found: list[JobNumber | Exception] = [RuntimeError("it was not submitted")] * len(jobs)
         groups: dict[object, list[int]] = {}
         for place, job in enumerate(jobs):
-            key = (job.name, job.paths.directory, replace(job.resources, cache_key=None))
+            key = (job.name, job.paths.directory, job.resources._replace(cache_key=None))
             groups.setdefault(key, []).append(place)
         for places in groups.values():
             for start in range(0, len(places), self._largest_array()):
@@ -210,7 +210,7 @@ class SlurmJobs(JobLauncher):
                 directory=folder,
                 command=[sys.executable, get_command_path(program), "--array", listing],
                 resources=first.resources,
-                log=_pattern(folder) + "/%a.log",
+                log=_pattern(folder) + ("/%a.log" if "\\" not in folder else ""),
                 elements=len(jobs),
                 options=self._options(),
                 environment=() if limit is None else ((RUN_TIME_VARIABLE, f"{limit:g}"),),
@@ -249,15 +249,7 @@ class SlurmJobs(JobLauncher):
         if left == 0:
             del self._arrays[submitted.array]
             self._cancel_now(last=True)
-            try:
-                names = os.listdir(submitted.array)
-            except FileNotFoundError:  # the last of its elements has done that
-                return
-            for name in names:
-                if name.endswith((".log", ".begun", ".clock")):
-                    remove_if_empty(os.path.join(submitted.array, name))
-            remove(os.path.join(submitted.array, "inputs"))
-            _remove_script(submitted.array)
+            remove_array(submitted.array)
 
     # What the queue says
 
@@ -295,6 +287,8 @@ class SlurmJobs(JobLauncher):
         """Slurm counts whole minutes; the limit of the task may be shorter."""
         limit = submitted.job.resources.run_time_max
         if limit is None or submitted.verdict is not None or status.seconds < limit:
+            return
+        if submitted.restarts < self._restart_limit:  # Slurm ends it, and it runs again
             return
         submitted.verdict = TimeoutError(
             f"{submitted.job.name} (job {number}) was ended after its run_time_max of {limit:g} s"
@@ -351,5 +345,5 @@ def _ranges(elements: Sequence[str]) -> list[str]:
 
 
 def _pattern(path: str) -> str:
-    """A path as sbatch takes it for a log."""
-    return path.replace("\\", "\\\\").replace("%", "%%")
+    """A path as sbatch takes it for a log; one with a backslash it does not take."""
+    return os.devnull if "\\" in path else path.replace("%", "%%")

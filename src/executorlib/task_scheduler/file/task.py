@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any
@@ -243,15 +243,8 @@ def task_future(future: Future[Any]) -> FileFuture | None:
 
 def stored_resources(resources: Resources) -> dict[str, Any]:
     """The resources as executorlib 1.11 keeps them in the input file."""
-    import dataclasses
-
-    given: Mapping[str, Any] = {
-        field.name: getattr(resources, field.name)
-        for field in dataclasses.fields(resources)
-        if getattr(resources, field.name) != field.default
-    }
     left_out = ("cache_key", "cache_directory", "error_log_file", "template_variables")
-    stored = {**_ALWAYS_STORED, **{name: value for name, value in given.items() if name not in left_out}}
+    stored = {**_ALWAYS_STORED, **{name: value for name, value in resources.given().items() if name not in left_out}}
     if "slurm_cmd_args" in stored:
         stored["slurm_cmd_args"] = list(stored["slurm_cmd_args"])
     return {**stored, **dict(resources.template_variables)}

@@ -17,12 +17,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from executorlib.standalone.errors import WorkerDiedError
 from executorlib.standalone.interactive.launcher import Launcher
-from executorlib.standalone.interactive.messages import RANK_ERROR, RESULT_HEAD
+from executorlib.standalone.interactive.messages import BEGUN, BEGUN_HEAD, RANK_ERROR, RESULT_HEAD
 from executorlib.standalone.interactive.wire import Message
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.select import will_end
@@ -49,8 +48,7 @@ _RANK_SECONDS = 3.0
 _SMOOTHING = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(NamedTuple):
     """What an executor does with its workers.
 
     Attributes:
@@ -80,6 +78,7 @@ class Dispatcher:
         self._ready = ReadyQueue()
         self._open: dict[int, Task] = {}
         self._steal_at: float | None = None
+        self._due: float | None = None
         # Tasks to be cancelled should they come back from a worker elsewhere, and whether to end them if they do not.
         self._unwanted: dict[int, bool] = {}
         self._closing = False
@@ -210,11 +209,14 @@ class Dispatcher:
     def _timeout(self) -> float | None:
         times = [self._workers.deadline(), self._steal_at]
         times += [worker.limit for worker in self._workers.workers.values()]
-        nearest = min((t for t in times if t is not None), default=None)
-        return None if nearest is None else max(0.0, nearest - time.monotonic())
+        self._due = min((t for t in times if t is not None), default=None)
+        return None if self._due is None else max(0.0, self._due - time.monotonic())
 
     def _expire(self) -> None:
+        """Look after what was due when the last wait began; what has come since is seen after the next."""
         now = time.monotonic()
+        if self._due is None or now < self._due:
+            return
         self._workers.expire(now)
         for worker in list(self._workers.workers.values()):
             if worker.limit is None or worker.limit > now:
@@ -254,6 +256,7 @@ class Dispatcher:
 
     def _close_task(self, task: Task) -> None:
         self._open.pop(task.number, None)
+        self._unwanted.pop(task.number, None)
         task.payload = task.inputs = task.values = None
 
     # Sending tasks to workers
@@ -279,24 +282,17 @@ class Dispatcher:
                 self._workers.stop(worker, time.monotonic())
 
     def _assign_to_kept(self) -> None:
-        pool = list(self._workers.workers.values())
-        idle = sum(not worker.queue for worker in pool)
-        while len(self._ready) > idle:
-            started = self._start(self._policy.resources)
-            if started is None:
-                break
-            pool.append(started)
-            idle += 1
-        able = [w for w in pool if w.connection is not None and not (w.stopping or w.closed or w.doomed)]
+        if not self._ready:
+            self._rebalance()
+            if not self._ready:
+                return
+        self._start_kept()
+        now = time.monotonic()
+        # Most of many workers are full: a look at each of them for each result would take longer than all the rest.
+        able = [w for w in self._workers.workers.values() if not w.full and w.is_able() and not w.is_late(now)]
         if not able:
             return
         able.sort(key=lambda worker: len(worker.queue))
-        if not self._ready:
-            self._rebalance(able)
-        now = time.monotonic()
-        able = [worker for worker in able if not worker.is_late(now)]
-        if not able:
-            return
         share = -(-len(self._ready) // len(able))
         for worker in able:
             if not self._ready:
@@ -306,6 +302,7 @@ class Dispatcher:
                 seconds = task.fn.seconds
                 room = worker.room(seconds, len(batch))
                 if room == 0:
+                    worker.full = True
                     break
                 for like in self._ready.pop_like(min(room, share - len(batch))):
                     if self._begin(like):
@@ -382,15 +379,21 @@ class Dispatcher:
 
     # Moving tasks that have not begun
 
-    def _rebalance(self, able: list[Worker]) -> None:
-        """There is an idle worker and nothing to do: take what waits behind a task that makes no progress."""
-        if able[0].queue:
+    def _start_kept(self) -> None:
+        if self._pool.is_full():
+            return
+        idle = sum(not worker.queue for worker in self._workers.workers.values())
+        while len(self._ready) > idle and self._start(self._policy.resources) is not None:
+            idle += 1
+
+    def _rebalance(self) -> None:
+        """If there is an idle worker and nothing to do, take what waits behind a task that makes no progress."""
+        able = [worker for worker in self._workers.workers.values() if worker.is_able()]
+        if all(worker.queue for worker in able):
             return
         now = time.monotonic()
-        for worker in reversed(able):
-            if len(worker.queue) < 2 or not worker.gives_back:
-                break
-            if worker.asked:
+        for worker in able:
+            if len(worker.queue) < 2 or not worker.gives_back or worker.asked:
                 continue
             stall = worker.progress + STALL_SECONDS
             if stall <= now:
@@ -457,6 +460,9 @@ class Dispatcher:
             if body[:1] == RANK_ERROR:
                 self._rank_failed(worker, body[1:])
                 continue
+            if body[:1] == BEGUN:
+                worker.has_begun = BEGUN_HEAD.unpack_from(body)[1]
+                continue
             _, status, number, _, seconds = RESULT_HEAD.unpack_from(body)
             task = queue.popleft()
             worked = True
@@ -468,11 +474,14 @@ class Dispatcher:
             before = fn.seconds
             fn.seconds = seconds if before is None else before + _SMOOTHING * (seconds - before)
             del open_tasks[number]
+            if self._unwanted:
+                self._unwanted.pop(number, None)
             task.worker = task.payload = task.values = None
             deliver(task, status, body[RESULT_HEAD.size :], buffers)
         if not worked:
             return
         worker.worked = True
+        worker.full = False
         if queue:
             self._begun(worker, time.monotonic())
             return
@@ -518,6 +527,8 @@ class Dispatcher:
         # Only the first was running: a worker whose tasks cannot be taken back has the others still in its queue.
         # And a task whose time was up may have ended just before its worker: then nobody is to blame.
         blamed = queue[:1] if worker.accused in (None, queue[0].number) else []
+        if error is None and worker.worked and not worker.gives_back and worker.has_begun != queue[0].number:
+            blamed = []  # the worker was killed while idle, or so short a time before that it had not begun
         for task in reversed(queue[len(blamed) :]):
             task.worker = None
             task.future.put_back()

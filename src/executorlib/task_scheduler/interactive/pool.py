@@ -56,7 +56,7 @@ class ResourcePool:
         A task that is larger than the pool is let in when it is alone: whether there may be such a task was decided
         when it was submitted.
         """
-        if self.workers is not None and self.used_workers >= self.workers:
+        if self.is_full():
             return None
         if self.used_workers and self.used_slots + resources.slots > self.slots:
             return None
@@ -66,6 +66,10 @@ class ResourcePool:
         self.used_workers += 1
         gpus = tuple(self._gpus.popleft() for _ in range(resources.gpus))
         return Allotment(resources.slots, gpus)
+
+    def is_full(self) -> bool:
+        """Whether no further worker can be let in, whatever it needs."""
+        return self.workers is not None and self.used_workers >= self.workers
 
     def give_back(self, allotment: Allotment) -> None:
         self.used_slots -= allotment.slots

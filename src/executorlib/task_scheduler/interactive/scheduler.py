@@ -6,12 +6,10 @@ import functools
 import logging
 import operator
 import pickle
-import queue
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from executorlib.standalone.functions import (
     NO_FUNCTION,
@@ -34,6 +32,8 @@ from executorlib.task_scheduler.interactive.worker_pool import Site
 from executorlib.task_scheduler.mapping import Submit, calls_of, map_calls
 
 if TYPE_CHECKING:
+    import queue
+
     from executorlib.task_scheduler.interactive.result_cache import ResultCache
 
 # Tasks of a map that are handed over together.
@@ -53,8 +53,7 @@ _WORKER_RESOURCES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """How much may run at a time.
 
     Attributes:
@@ -67,11 +66,17 @@ class Limits:
     max_cores: int | None
     available: int
 
-    def __post_init__(self) -> None:
+    def checked(self) -> Limits:
+        """These limits.
+
+        Raises:
+            ValueError: one is not positive
+        """
         for name in ("max_workers", "max_cores"):
             value = getattr(self, name)
             if value is not None and operator.index(value) < 1:
                 raise ValueError(f"{name} must be greater than 0, not {value}")
+        return self
 
     def slots(self) -> int:
         """Cores that may be used at a time."""
@@ -235,18 +240,17 @@ class InteractiveScheduler(DispatchedScheduler):
 
     @max_workers.setter
     def max_workers(self, max_workers: int) -> None:
-        self._limits = replace(self._limits, max_workers=max_workers, max_cores=None)
+        self._limits = self._limits._replace(max_workers=max_workers, max_cores=None).checked()
         self._dispatcher.resize(*self._capacity())
 
     @property
     def info(self) -> dict[str, Any] | None:
         if self._closed:
             return None
-        known = {f.name: getattr(self._resources, f.name) for f in fields(Resources)}
-        given = {f.name: known[f.name] for f in fields(Resources) if known[f.name] != f.default}
+        known = self._resources._asdict()
         settings = {name: known[name] for name in ("cores", "cwd", "openmpi_oversubscribe", "cache_directory")}
         return {
-            **given,
+            **self._resources.given(),
             **settings,
             "hostname_localhost": self._hostname_localhost,
             "log_obj_size": self._log_obj_size,
@@ -257,6 +261,8 @@ class InteractiveScheduler(DispatchedScheduler):
 
     @property
     def future_queue(self) -> queue.Queue[dict[str, Any]]:
+        import queue
+
         waiting: queue.Queue[dict[str, Any]] = queue.Queue()
         for future in self._dispatcher.waiting():
             waiting.put({"future": future})

@@ -43,7 +43,9 @@ class Worker:
         stopping: it was told to stop, or is to be told when its queue is empty
         verdict: why it is ended, an exception for the task that runs
         accused: number of the task that the verdict is for; None for whichever runs
+        full: it has as much to do as it should, until it is heard of
         worked: it has brought a result
+        has_begun: number of the task that it began last, where its tasks cannot be taken back
         remote: an agent on another node has forked it, and answers for it
         sent: how many tasks it was sent in all, where they can be taken back through its agent
         asked: whether they are being taken back: until the agent's answer it gets no more
@@ -74,7 +76,9 @@ class Worker:
         self.clean = False
         self.accused: int | None = None
         self.doomed = False
+        self.full = False
         self.worked = False
+        self.has_begun = 0
         self.remote = False
         self.sent: int | None = None
         self.asked = False
@@ -82,6 +86,7 @@ class Worker:
         self.verdict: BaseException | None = None
         self._functions: OrderedDict[int, int] = OrderedDict()  # number -> bytes
         self._batch = 0
+        self._back = 0  # the last task that was taken back
 
     def __repr__(self) -> str:
         where = f" on {self.host}" if self.host else ""
@@ -158,14 +163,22 @@ class Worker:
         return self._pop(count)
 
     def returned(self, begun: int) -> list[Task]:
-        """Those of its tasks, in order, that are taken back because it has begun no more than so many."""
+        """Those of its tasks, in order, that are taken back because it has begun none after this one."""
         assert self.sent is not None
-        return self._pop(max(0, self.sent - begun))
+        # Those that were taken back before are not in the queue any more.
+        count = self.sent - max(begun, self._back)
+        self._back = self.sent
+        return self._pop(count)
 
     def _pop(self, count: int) -> list[Task]:
         tasks = [self.queue.pop() for _ in range(min(count, len(self.queue)))]
         self.backlog = sum(task.estimate for task in self.queue)
+        self.full = False
         return tasks[::-1]
+
+    def is_able(self) -> bool:
+        """Whether it can be sent tasks."""
+        return self.connection is not None and not (self.stopping or self.closed or self.doomed)
 
     def is_late(self, now: float) -> bool:
         """Whether its task takes longer than was thought, so that nothing should be sent to wait behind it."""

@@ -13,7 +13,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from executorlib.standalone.command import get_command_path
@@ -60,8 +59,7 @@ _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 CommandBuilder = Callable[[Resources, list[str], Allotment], "list[str] | None"]
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+class Site(NamedTuple):
     """Where and how workers are started.
 
     Attributes:
@@ -416,7 +414,8 @@ class WorkerPool:
             worker.closed = True
             self._selector.unregister(worker.connection)
             if worker.cause is None and worker.deadline is None:
-                worker.deadline = time.monotonic() + (_STOP_SECONDS if worker.stopping else 1.0)
+                quick = self._launcher is not None and self._launcher.waits_for_ever  # nobody tells of its end
+                worker.deadline = time.monotonic() + (0.1 if quick else _STOP_SECONDS if worker.stopping else 1.0)
             self._end_if_silent(worker)
 
     def _launcher_readable(self) -> None:

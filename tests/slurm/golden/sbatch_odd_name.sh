@@ -1,0 +1,7 @@
+# sbatch --output=/cache/simulate.log --error=/cache/simulate.log --open-mode=append --chdir=DIRECTORY/simulate --parsable DIRECTORY/simulate/run_queue.sh
+#!/bin/bash
+#SBATCH --job-name=lambdarm-rf
+#SBATCH --chdir=DIRECTORY/simulate
+#SBATCH --ntasks=1
+
+PYTHON BACKEND/cache_serial.py '/cache/it'"'"'s_i.h5'

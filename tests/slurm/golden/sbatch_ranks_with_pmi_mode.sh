@@ -1,0 +1,9 @@
+# sbatch --output=/cache/simulate.log --error=/cache/simulate.log --open-mode=append --chdir=DIRECTORY/simulate --parsable DIRECTORY/simulate/run_queue.sh
+#!/bin/bash
+#SBATCH --job-name=simulate
+#SBATCH --chdir=DIRECTORY/simulate
+#SBATCH --nodes=2
+#SBATCH --ntasks=2
+#SBATCH --exclusive
+
+srun --ntasks=2 --kill-on-bad-exit=1 --exact --mpi=pmi2 PYTHON BACKEND/cache_parallel.py '/cache/it'"'"'s_i.h5'

@@ -24,6 +24,8 @@ _NOWAIT = 1  # FLUX_REACTOR_NOWAIT
 # fulfil another: so many rounds without anything are the end of it. The descriptor does not tell of such rounds.
 _QUIET_ROUNDS = 5
 _SIGNALS = 128
+# At the end the last answers have so long to come.
+_ANSWER_SECONDS = 2.0
 
 # Handles of the parent, in a child of the program. Closing them here would change what they share with the parent's.
 _of_the_parent: list[Any] = []
@@ -190,7 +192,14 @@ class FluxConnection:
         deadline = time.monotonic() + seconds
         try:
             self.run()
-            while (work() or self._open) and time.monotonic() < deadline:
+            while work() and time.monotonic() < deadline:
+                self.poll.poll(0.1)
+                self.run()
+            for future in list(self._open):
+                if hasattr(future, "cancel"):  # a stream that has not ended
+                    future.cancel()
+            deadline = max(deadline, time.monotonic() + _ANSWER_SECONDS)
+            while self._open and time.monotonic() < deadline:
                 self.poll.poll(0.1)
                 self.run()
         except FluxLostError:  # the jobs have ended, or will by themselves

@@ -40,8 +40,13 @@ class FluxBatch:
 
         Raises:
             SubmissionError: Flux refuses the job, from here or from what is returned
+            ValueError: there are variables and no template, or the name of a file has two braces
             Exception: what pysqa raises about the configuration, the template or its variables
         """
+        if "{{" in job.paths.input:
+            raise ValueError(
+                f"Flux takes two braces for a variable of its own: {job.paths.input} cannot be a file of it"
+            )
         job_directory = os.path.abspath(job.resources.cwd or job.paths.job_directory)
         os.makedirs(job_directory, exist_ok=True)
         if self._config_directory is not None or job.resources.submission_template is not None:

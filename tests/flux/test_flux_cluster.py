@@ -97,7 +97,7 @@ def test_map(make_cluster: Make) -> None:
 
 def test_what_a_job_needs(make_cluster: Make, instance: Instance, tmp_path: Path, eventually: Eventually) -> None:
     with make_cluster() as exe:
-        resources = {"threads_per_core": 2, "priority": 12, "run_time_max": 50, "num_nodes": 1}
+        resources: dict[str, Any] = {"threads_per_core": 2, "priority": 12, "run_time_max": 50, "num_nodes": 1}
         future = begin(exe, tmp_path, eventually, **resources)
         form = "--format={urgency} {duration} {ncores} {nnodes} {status}"
         assert instance.command("jobs", "--no-header", form).strip() == "12 50.0 2 1 RUN"

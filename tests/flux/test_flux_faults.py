@@ -109,6 +109,7 @@ def test_the_time_is_up(make_job: Make, tmp_path: Path, instance: Instance) -> N
 
 def test_flux_has_a_limit_too(make_job: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Should the program be stopped, or its machine, the job ends all the same."""
+    assert flux.job_command.__kwdefaults__ is not None
     monkeypatch.setitem(flux.job_command.__kwdefaults__, "start_margin", 0)
     with (
         make_job() as exe,

@@ -47,7 +47,7 @@ def open_handle() -> Any:
         ConnectionError: there is no instance
     """
     try:
-        import flux
+        from flux.core.handle import Flux
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{error}: this executor needs the Python package of Flux, of the same version as flux-core: "
@@ -55,7 +55,7 @@ def open_handle() -> Any:
             name=error.name,
         ) from error
     try:
-        return flux.Flux()
+        return Flux()
     except OSError as error:
         raise ConnectionError(f"There is no Flux instance ({error}). {_CURES}") from error
 

@@ -341,6 +341,17 @@ def test_states_and_termination(
     eventually(lambda: not instance.jobs())
 
 
+def test_the_state_of_a_job_that_was_killed(
+    make_cluster: Make, instance: Instance, tmp_path: Path, cache: Path, eventually: Eventually
+) -> None:
+    exe = make_cluster(wait=False)
+    future = begin(exe, tmp_path, eventually)
+    exe.shutdown(wait=False, cancel_futures=False)
+    instance.command("job", "kill", "--signal=KILL", str(future.queue_id))
+    eventually(lambda: not instance.jobs())
+    assert [entry["status"] for entry in get_cache_data_queue(str(cache), queue_type="flux")] == ["aborted"]
+
+
 # Workers that are jobs
 
 

@@ -40,6 +40,7 @@ class JobHistory:
 
     Attributes:
         id: its number; None before it has one
+        known: whether anything was told of it
         started: whether it has begun to run
         exception: why it was ended, in Flux's words: type and note
         status: the wait status with which it has ended; None before that
@@ -47,6 +48,7 @@ class JobHistory:
 
     def __init__(self, job: Any = None) -> None:
         self.id = job
+        self.known = False
         self.started = False
         self.exception: str | None = None
         self.status: int | None = None
@@ -66,6 +68,7 @@ class JobHistory:
 
     def note(self, event: Any) -> None:
         """Take over what an event tells."""
+        self.known = True
         if event.name == "start":
             self.started = True
         elif event.name == "exception" and event.context["severity"] == 0 and self.exception is None:
@@ -77,6 +80,8 @@ class JobHistory:
         """How it has ended, in words."""
         if self.exception is not None:
             return self.exception
+        if not self.known:
+            return "the instance of this program does not know it"
         if self.status is None:
             return "ended"
         code = os.waitstatus_to_exitcode(self.status)

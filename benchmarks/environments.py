@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -47,7 +49,13 @@ class Environment:
 
     @property
     def _wanted(self) -> str:
-        return "\n".join([sys.version, *_REQUIREMENTS[self.name]])
+        return "\n".join([sys.version, *self._requirements])
+
+    @property
+    def _requirements(self) -> tuple[str, ...]:
+        """With the Python package of the Flux that is here, which has to be of its version."""
+        version = flux_version() if self.name in (OURS, "published") else None
+        return (*_REQUIREMENTS[self.name], *([] if version is None else [f"flux-python=={version}", "ply"]))
 
     def make(self) -> None:
         """Make it where it is missing, and install this library anew where its source has changed."""
@@ -56,7 +64,7 @@ class Environment:
             CACHE.mkdir(exist_ok=True)
             (CACHE / ".gitignore").write_text("*\n")
             _run([sys.executable, "-m", "venv", "--clear", str(self.directory)])
-            self._install(*_REQUIREMENTS[self.name])
+            self._install(*self._requirements)
             (self.directory / ".requirements").write_text(self._wanted)
         if self.name == OURS:
             self._install_source()
@@ -77,6 +85,17 @@ class Environment:
         command = [str(self.python), "-m", "pip", "--disable-pip-version-check", "list", "--format=freeze"]
         lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
         return dict(line.split("==", 1) for line in lines if "==" in line)
+
+
+@functools.cache
+def flux_version() -> str | None:
+    """The version of the command ``flux``; None where there is none."""
+    try:
+        said = subprocess.run(["flux", "version"], capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.search(r"commands:\s*(\d+\.\d+\.\d+)", said)
+    return found[1] if found is not None else None
 
 
 def environment_of(library: str) -> Environment:

@@ -63,6 +63,7 @@ class Row:
         fewer: what is different for a peer that would take minutes
         limit: seconds after which a measurement is given up
         slurm: whether it needs a Slurm that runs
+        flux: whether it needs the command ``flux``
     """
 
     key: str
@@ -76,6 +77,7 @@ class Row:
     fewer: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     limit: float = 60.0
     slurm: bool = False
+    flux: bool = False
 
     @property
     def more_is_better(self) -> bool:
@@ -333,6 +335,44 @@ ROWS = (
         {"published": {"calls": 30}},
         limit=120,
         slurm=True,
+    ),
+    Row(
+        "flux_fresh",
+        "Flux, in an instance: a fresh process per call",
+        "/s",
+        "flux_fresh",
+        (at_least(100),),
+        ("published",),
+        {"calls": 300},
+        {"calls": 4},
+        {"published": {"calls": 20}},
+        limit=90,
+        flux=True,
+    ),
+    Row(
+        "flux_block",
+        "Flux, in an instance: block allocation, submit + result",
+        "/s",
+        "flux_block",
+        (at_least(12_000),),
+        ("published",),
+        {"calls": 10_000},
+        {"calls": 50},
+        limit=90,
+        flux=True,
+    ),
+    Row(
+        "flux_jobs",
+        "Flux, a job for each call",
+        "/s",
+        "flux_jobs",
+        (at_least(5),),
+        ("published",),
+        {"calls": 60},
+        {"calls": 4},
+        {"published": {"calls": 20}},
+        limit=120,
+        flux=True,
     ),
     Row(
         "cache_write",

@@ -18,7 +18,7 @@ from pathlib import Path
 import machine
 import plot
 import report
-from environments import CACHE, ROOT, environment_of
+from environments import CACHE, ROOT, environment_of, flux_version
 from measure import Outcome, measure
 from report import Line, Table
 from rows import NAMES, OURS, PEERS, ROWS, Row
@@ -35,6 +35,9 @@ def main() -> int:
     if any(row.slurm for row in rows) and not _has_slurm():
         print("no Slurm answers: its rows are left out (.ci/slurm start)", file=sys.stderr)
         rows = [row for row in rows if not row.slurm]
+    if any(row.flux for row in rows) and flux_version() is None:
+        print("there is no command flux: its rows are left out", file=sys.stderr)
+        rows = [row for row in rows if not row.flux]
     if not rows:
         raise SystemExit(f"no such benchmark; there are {', '.join(row.key for row in ROWS)}")
     peers = _prepare(options.peers, options.smoke)

@@ -6,12 +6,13 @@ import json
 import sys
 
 import batch
+import brokers
 import cached
 import cost
 import sampling
 import throughput
 
-CASES = {**batch.CASES, **cached.CASES, **cost.CASES, **sampling.CASES, **throughput.CASES}
+CASES = {**batch.CASES, **brokers.CASES, **cached.CASES, **cost.CASES, **sampling.CASES, **throughput.CASES}
 
 
 def main(case: str, library: str, arguments: str) -> None:

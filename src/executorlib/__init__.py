@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from executorlib.executor.base import BaseExecutor
-    from executorlib.executor.flux import FluxJobExecutor
+    from executorlib.executor.flux import FluxClusterExecutor, FluxJobExecutor
     from executorlib.executor.single import SingleNodeExecutor
     from executorlib.executor.slurm import SlurmClusterExecutor, SlurmJobExecutor
     from executorlib.standalone.hdf import get_cache_data, get_future_from_cache
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BaseExecutor": "executorlib.executor.base",
+    "FluxClusterExecutor": "executorlib.executor.flux",
     "FluxJobExecutor": "executorlib.executor.flux",
     "SingleNodeExecutor": "executorlib.executor.single",
     "SlurmClusterExecutor": "executorlib.executor.slurm",
@@ -40,6 +41,7 @@ _HOMES = {
 
 __all__ = [
     "BaseExecutor",
+    "FluxClusterExecutor",
     "FluxJobExecutor",
     "SingleNodeExecutor",
     "SlurmClusterExecutor",

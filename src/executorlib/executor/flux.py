@@ -99,6 +99,7 @@ class FluxJobExecutor(BaseExecutor):
             export_timeline_filename=export_timeline_filename,
             progress=progress,
         )
+        options.check()
         if options.records:
             super().__init__(recording_scheduler(options))
             return
@@ -111,6 +112,120 @@ class FluxJobExecutor(BaseExecutor):
         """As `BaseExecutor.submit`; ``openmpi_oversubscribe`` in the resource_dict is refused too."""
         _refuse_oversubscription((resource_dict or {}).get("openmpi_oversubscribe", False))
         return super().submit(fn, *args, resource_dict=resource_dict, **kwargs)
+
+
+class FluxClusterExecutor(BaseExecutor):
+    """Runs each call as a job of the Flux instance that ``FLUX_URI`` names, or of that of the system.
+
+    Input and output are files in the cache directory, by default ``executorlib_cache``, which the compute nodes must
+    see too. The jobs outlive the program with ``wait=False``, or if it is killed; a program that makes the same calls
+    gets their results. Flux starts a job when those that it depends on have ended. With ``block_allocation=True`` the
+    jobs are workers instead, which are connected to this program and get call after call, as in `FluxJobExecutor`.
+
+    The parameters are those of `executorlib.executor.options.Options`, and
+
+    Args:
+        pysqa_config_directory: configuration of the queueing system, as pysqa takes it (``queue.yaml`` and templates);
+            without it jobs are described to Flux directly, unless the resource_dict has a ``submission_template``
+        pmi_mode: as in `FluxJobExecutor`
+
+    Unknown keys of the ``resource_dict`` are variables of the template.
+
+    Raises:
+        ModuleNotFoundError: there is no flux-python
+        ConnectionError: there is no Flux instance
+        ValueError: a parameter is given that jobs without a connection to the program cannot have; or
+            ``block_allocation`` without a number of workers, or with a template
+        TypeError: the resource_dict is wrong (``pydantic.ValidationError`` where pydantic is installed)
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        cache_directory: str | None = None,
+        max_cores: int | None = None,
+        resource_dict: dict[str, Any] | None = None,
+        pysqa_config_directory: str | None = None,
+        pmi_mode: str | None = None,
+        hostname_localhost: bool | None = None,
+        block_allocation: bool = False,
+        init_function: Callable[..., Any] | None = None,
+        disable_dependencies: bool = False,
+        refresh_rate: float = 0.01,
+        plot_dependency_graph: bool = False,
+        plot_dependency_graph_filename: str | None = None,
+        export_workflow_filename: str | None = None,
+        log_obj_size: bool = False,
+        wait: bool = True,
+        openmpi_oversubscribe: bool = False,
+        export_timeline_filename: str | None = None,
+        progress: bool = False,
+    ) -> None:
+        _refuse_oversubscription(openmpi_oversubscribe)
+        if block_allocation:
+            from executorlib.executor.options import Options, recording_scheduler
+
+            options = Options(
+                max_workers=max_workers,
+                cache_directory=cache_directory,
+                max_cores=max_cores,
+                resource_dict=resource_dict,
+                hostname_localhost=hostname_localhost,
+                block_allocation=True,
+                init_function=init_function,
+                disable_dependencies=disable_dependencies,
+                refresh_rate=refresh_rate,
+                plot_dependency_graph=plot_dependency_graph,
+                plot_dependency_graph_filename=plot_dependency_graph_filename,
+                export_workflow_filename=export_workflow_filename,
+                log_obj_size=log_obj_size,
+                wait=wait,
+                export_timeline_filename=export_timeline_filename,
+                progress=progress,
+            )
+            options.check()
+            if options.records:
+                super().__init__(recording_scheduler(options))
+                return
+            if max_workers is None and max_cores is None:
+                raise ValueError(
+                    "Block allocation requires a fixed set of computational resources. Neither max_cores nor "
+                    "max_workers are defined."
+                )
+            if pysqa_config_directory is not None or (resource_dict or {}).get("submission_template") is not None:
+                raise ValueError("With block_allocation the jobs are described to Flux directly: there is no template.")
+            super().__init__(_job_scheduler(options, _Jobs(pmi_mode, None, False, False, True)))
+            return
+
+        from executorlib.executor.cluster import ClusterOptions, file_scheduler
+        from executorlib.task_scheduler.file.flux_batch import FluxBatch
+        from executorlib.task_scheduler.file.flux_jobs import FluxJobs
+
+        cluster_options = ClusterOptions(
+            max_workers=max_workers,
+            cache_directory=cache_directory,
+            max_cores=max_cores,
+            resource_dict=resource_dict,
+            hostname_localhost=hostname_localhost,
+            init_function=init_function,
+            disable_dependencies=disable_dependencies,
+            refresh_rate=refresh_rate,
+            plot_dependency_graph=plot_dependency_graph,
+            plot_dependency_graph_filename=plot_dependency_graph_filename,
+            export_workflow_filename=export_workflow_filename,
+            wait=wait,
+            export_timeline_filename=export_timeline_filename,
+            progress=progress,
+        )
+        super().__init__(
+            file_scheduler(
+                cluster_options,
+                lambda: FluxJobs(FluxBatch(pysqa_config_directory, pmi_mode)),
+                pysqa_config_directory=pysqa_config_directory,
+                backend="flux",
+                pmi_mode=pmi_mode,
+            )
+        )
 
 
 def _job_scheduler(options: Options, jobs: _Jobs) -> TaskSchedulerBase:
@@ -203,12 +318,12 @@ class _Jobs:
 
         if not self.needs_job(resources):
             return None
-        output, options = None, []
+        options = []
         if self._log_files:
             number = allotment.places[0].node
             folder = os.path.abspath(resources.cwd or os.getcwd())
-            output = os.path.join(folder, f"flux_{number}.out"), os.path.join(folder, f"flux_{number}.err")
-            options = ["output.mode=append"] if number in self._logged else []
+            options = ["-ooutput.mode=append"] if number in self._logged else []
+            options += [f"--output={folder}/flux_{number}.out", f"--error={folder}/flux_{number}.err"]
             self._logged.add(number)
         return job_command(
             resources,
@@ -216,6 +331,5 @@ class _Jobs:
             pmi_mode=self._pmi_mode,
             time_limit=not self._keep,
             nesting=self._nesting,
-            output=output,
             options=options,
         )

@@ -7,6 +7,7 @@ flux-core 0.88). It is what an error message shows; the launcher makes a jobspec
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from getopt import getopt
@@ -18,7 +19,7 @@ _DEFAULT_URGENCY = 16
 _MOST_URGENT = 31
 # The limit of the executor is to come first: that of Flux counts from the start of the job, with that of Python.
 _START_MARGIN = 60
-_OPTIONS = "n:c:g:N:t:o:", ["exclusive", "urgency=", "output=", "error="]
+_OPTIONS = "n:c:g:N:t:o:", ["exclusive", "urgency=", "output=", "error=", "job-name=", "dependency="]
 _CURES = "Start the program with 'flux start', 'flux run' or 'flux batch', or set FLUX_URI (see Troubleshooting: Flux)."
 
 
@@ -46,7 +47,7 @@ def open_handle() -> Any:
         ConnectionError: there is no instance
     """
     try:
-        import flux
+        from flux.core.handle import Flux
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{error}: this executor needs the Python package of Flux, of the same version as flux-core: "
@@ -54,7 +55,7 @@ def open_handle() -> Any:
             name=error.name,
         ) from error
     try:
-        return flux.Flux()
+        return Flux()
     except OSError as error:
         raise ConnectionError(f"There is no Flux instance ({error}). {_CURES}") from error
 
@@ -88,8 +89,8 @@ def job_command(
     *,
     pmi_mode: str | None = None,
     time_limit: bool = False,
+    start_margin: float = _START_MARGIN,
     nesting: bool = False,
-    output: tuple[str, str] | None = None,
     options: Iterable[str] = (),
 ) -> list[str]:
     """The command line of a job.
@@ -98,10 +99,10 @@ def job_command(
         resources: what the job needs
         program: what it runs, and its arguments
         pmi_mode: how ranks find each other, as Flux's shell option ``pmi`` takes it
-        time_limit: whether Flux is to end the job some time after the ``run_time_max``
+        time_limit: whether Flux is to end the job after the ``run_time_max``
+        start_margin: and how many seconds after it
         nesting: whether the job is an instance of Flux, in which the program runs
-        output: files for standard output and standard error, instead of those of this program
-        options: further options of Flux's shell
+        options: further options
     """
     command = ["flux", "alloc" if nesting else "submit", "-n", str(resources.cores)]
     if resources.threads_per_core is not None and resources.threads_per_core > 1:
@@ -113,20 +114,39 @@ def job_command(
     if resources.exclusive:
         command.append("--exclusive")
     if time_limit and resources.run_time_max is not None:
-        command += ["-t", f"{resources.run_time_max + _START_MARGIN:g}s"]
+        command += ["-t", f"{resources.run_time_max + start_margin:g}s"]
     if resources.priority:
         command.append(f"--urgency={urgency(resources.priority)}")
     if resources.cores > 1 and not nesting:  # the others would wait for a rank that has died for ever
         command.append("-oexit-on-error")
     if pmi_mode is not None and not nesting:
         command.append(f"-opmi={pmi_mode}")
-    command += [f"-o{option}" for option in options]
-    if output is not None:
-        command += [f"--output={output[0]}", f"--error={output[1]}"]
+    command += options
     if nesting and resources.cores > 1:
         pmi = [] if pmi_mode is None else [f"-opmi={pmi_mode}"]
         command += ["flux", "run", "-n", str(resources.cores), "-oexit-on-error", *pmi]
     return [*command, *program]
+
+
+def description(name: str, log: str, depends_on: Iterable[int]) -> list[str]:
+    """Options for what has nothing to do with the size of a job.
+
+    Args:
+        name: what it is called
+        log: the file for what it prints
+        depends_on: the numbers of jobs that have to end well first
+    """
+    readable = re.sub(r"[^A-Za-z0-9_.-]+", "", name) or "executorlib"
+    files = [f"--output={log}", f"--error={log}"]
+    return [f"--job-name={readable}", *files, *(f"--dependency=afterok:{number}" for number in depends_on)]
+
+
+def active_job(handle: Any, number: int) -> bool:
+    """Whether a job waits or runs; Flux may have forgotten one that has ended."""
+    from flux.job import get_job
+
+    found = get_job(handle, number)
+    return found is not None and found.get("state") != "INACTIVE"
 
 
 def jobspec_of(command: Sequence[str], environment: dict[str, str], cwd: str | None) -> tuple[Any, int]:
@@ -158,6 +178,7 @@ def jobspec_of(command: Sequence[str], environment: dict[str, str], cwd: str | N
     jobspec.environment = {name: value for name, value in environment.items() if _is_text(name) and _is_text(value)}
     if "-t" in options:
         jobspec.duration = float(options["-t"].removesuffix("s"))
+    dependencies = []
     for name, value in pairs:
         if name == "-o":
             option, _, setting = value.partition("=")
@@ -166,7 +187,12 @@ def jobspec_of(command: Sequence[str], environment: dict[str, str], cwd: str | N
             stream = "output.stdout" if name == "--output" else "output.stderr"
             jobspec.setattr_shell_option(f"{stream}.type", "file")
             jobspec.setattr_shell_option(f"{stream}.path", value)
-    jobspec.setattr("system.job.name", "executorlib")
+        elif name == "--dependency":
+            scheme, _, other = value.partition(":")
+            dependencies.append({"scheme": scheme, "value": other})
+    if dependencies:
+        jobspec.setattr("system.dependencies", dependencies)
+    jobspec.setattr("system.job.name", options.get("--job-name", "executorlib"))
     return jobspec, int(options.get("--urgency", _DEFAULT_URGENCY))
 
 
@@ -180,4 +206,4 @@ def _is_text(value: str) -> bool:
 
 def agent_command(threads: int, program: Sequence[str]) -> list[str]:
     """The job in which an agent forks workers, one at a time. They are no ranks of one another."""
-    return job_command(Resources(threads_per_core=threads), program, options=["pmi=off"])
+    return job_command(Resources(threads_per_core=threads), program, options=["-opmi=off"])

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from executorlib.standalone.command import PATH_VARIABLE
 from executorlib.standalone.errors import SubmissionError
@@ -101,7 +101,14 @@ class BatchSystem:
     Args:
         config_directory: configuration of pysqa, or None for our template
         pmi_mode: how ranks find each other, as ``srun --mpi`` takes it
+
+    Attributes:
+        name: of the queueing system, of which pysqa takes the capitals
+        submitter: the command that submits a script
     """
+
+    name: ClassVar[str] = "Slurm"
+    submitter: ClassVar[tuple[str, ...]] = ("sbatch",)
 
     def __init__(self, config_directory: str | None = None, pmi_mode: str | None = None) -> None:
         if importlib.util.find_spec("pysqa") is None:
@@ -124,7 +131,7 @@ class BatchSystem:
         if self._adapter is None:
             from pysqa import QueueAdapter  # it imports pandas: not before there is something to submit
 
-            kind = {} if self._config_directory is not None else {"queue_type": "SLURM"}
+            kind = {} if self._config_directory is not None else {"queue_type": self.name.upper()}
             self._adapter = QueueAdapter(directory=self._config_directory, execute_command=self._execute, **kind)
         self._arguments = self.arguments(job)
         self._environment = dict(job.environment)
@@ -166,9 +173,8 @@ class BatchSystem:
             return shlex.join(job.command)
         return shlex.join(step_command(resources, job.command, pmi_mode=self._pmi_mode, srun="srun"))
 
-    @staticmethod
-    def arguments(job: BatchJob) -> list[str]:
-        """What sbatch is told beside the script."""
+    def arguments(self, job: BatchJob) -> list[str]:
+        """What the submitter is told beside the script."""
         found = [f"--output={job.log}", f"--error={job.log}", "--open-mode=append"]
         found.append(f"--chdir={job.resources.cwd or job.directory}")
         if job.elements is not None:
@@ -180,8 +186,9 @@ class BatchSystem:
     def _execute(self, commands: Sequence[str], working_directory: str | None = None, **_: Any) -> str:
         """Called by pysqa with the command that submits a script."""
         command = list(commands)
-        if command[0] == "sbatch":
-            command[1:1] = self._arguments
+        words = len(self.submitter)
+        if tuple(command[:words]) == self.submitter:
+            command[words:words] = self._arguments
         done = subprocess.run(
             command,
             env={**batch_environment(os.environ), **self._environment},
@@ -192,7 +199,7 @@ class BatchSystem:
             check=False,
         )
         if done.returncode != 0:
-            raise SubmissionError(f"Slurm refuses the job: {done.stderr.strip() or done.stdout.strip()}")
+            raise SubmissionError(f"{self.name} refuses the job: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout.partition(";")[0]  # a number, and the name of the cluster where there are several
 
 

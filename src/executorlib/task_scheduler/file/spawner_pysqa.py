@@ -14,6 +14,9 @@ from executorlib.standalone.cache_queue import JobNumber
 from executorlib.standalone.hdf import get_cache_data, get_cache_files, get_queue_id
 from executorlib.standalone.processes import end_group
 
+# How pysqa names the states of jobs that have ended; F and TO are Flux's own words.
+_ENDED = (None, "finished", "error", "F", "TO")
+
 
 def terminate_task_in_cache(
     cache_directory: str,
@@ -91,7 +94,7 @@ def get_cache_data_queue(
             entry["status"] = "finished"
         elif entry.get("queue_id") is not None:
             state = states[entry["queue_id"]]
-            entry["status"] = "aborted" if state in (None, "finished", "error") else state
+            entry["status"] = "aborted" if state in _ENDED else state
         else:
             claim = cache_claim.holder(CachePaths.of_file(entry["filename"]))
             entry["status"] = "aborted" if claim is None else "running"

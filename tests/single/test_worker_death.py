@@ -104,6 +104,17 @@ def test_what_only_waited_at_a_dead_worker_is_not_blamed(
     assert sorted(map(int, log.read_text().split())) == [*range(1, 30), *range(100, 130)]
 
 
+@pytest.mark.kinds
+def test_a_worker_that_has_worked_before_dies_once(make_executor: MakeExecutor, tmp_path: Path) -> None:
+    """Its call is blamed as that of a new worker is, and does not run again."""
+    with make_executor(max_workers=1) as exe:
+        assert exe.submit(tasks.add, 1, 1).result(40) == 2
+        with pytest.raises(WorkerDiedError, match="log_and_die"):
+            exe.submit(tasks.log_and_die, tmp_path / "log").result(40)
+        assert exe.submit(tasks.add, 1, 1).result(40) == 2
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+
+
 def test_a_worker_that_is_killed_while_idle_is_replaced(eventually: Eventually) -> None:
     with SingleNodeExecutor(max_workers=1, block_allocation=True) as exe:
         for _ in range(3):

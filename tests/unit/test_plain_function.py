@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from conftest import Script
+from executorlib.standalone import plain_function
 from executorlib.standalone.functions import FunctionTable
 
 PRELUDE = """
@@ -95,6 +97,12 @@ def test_it_has_its_values_of_the_moment_it_was_sent(functions: dict[str, Any]) 
         assert sent(functions["constant"])[1]() == (11, "__main__")
     finally:
         functions["LIMIT"] = 10
+
+
+def test_code_with_a_strange_constant_is_left_to_cloudpickle(functions: dict[str, Any]) -> None:
+    fn = functions["empty"]
+    strange = types.FunctionType(fn.__code__.replace(co_consts=(*fn.__code__.co_consts, range(3))), fn.__globals__)
+    assert plain_function.dump_plain(strange, [strange.__code__], {}) is None
 
 
 @pytest.mark.parametrize("name", ["uses_function", "closure", "uses_class", "list_default", "annotated", "uses_object"])

@@ -34,7 +34,11 @@ def dump_plain(fn: types.FunctionType, codes: Iterable[types.CodeType], read: Ma
     """
     if fn.__closure__ or fn.__dict__ or getattr(fn, "__type_params__", None):
         return None
-    annotations = fn.__annotations__
+    try:
+        annotations = fn.__annotations__
+        code = marshal.dumps(fn.__code__)
+    except Exception:  # annotations may be evaluated only now (Python 3.14); code may hold constants of any kind
+        return None
     given = [*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]
     if not all(type(value) in _SIMPLE for value in given):
         return None
@@ -58,7 +62,7 @@ def dump_plain(fn: types.FunctionType, codes: Iterable[types.CodeType], read: Ma
     names = {name for code in codes for name in code.co_names}
     state = (
         sys.implementation.cache_tag,
-        marshal.dumps(fn.__code__),
+        code,
         (fn.__name__, fn.__qualname__, fn.__module__, fn.__doc__),
         (fn.__defaults__, fn.__kwdefaults__, annotations),
         values,

@@ -1,8 +1,8 @@
 """The thread that owns everything: tasks, slots, workers and their connections.
 
-    inbox ──► DependencyGraph ──► ReadyQueue ──► ResourcePool ──► Worker ══► its process
-      ▲                                                            │
-      └── submit, input done, cancel, resize, shutdown             └──► Future.set_result
+    inbox ──► TaskLedger ──► ResourcePool ──► Worker ══► its process
+      ▲                                         │
+      └── submit, cancel, resize, shutdown      └──► Future.set_result
 
 Other threads only append to its inbox and wake it, so that nothing here needs a lock. It sleeps in one place, over
 its connections, the launcher, its wake-up socket and the nearest deadline.
@@ -31,12 +31,12 @@ from executorlib.standalone.interactive.messages import (
 )
 from executorlib.standalone.interactive.wire import Message
 from executorlib.standalone.resources import Resources
-from executorlib.standalone.select import will_end
-from executorlib.standalone.serialize import dumps, load_error
+from executorlib.standalone.serialize import load_error
 from executorlib.task_scheduler.interactive.inbox import Inbox
-from executorlib.task_scheduler.interactive.outcome import death, deliver, fail
-from executorlib.task_scheduler.interactive.pool import ReadyQueue, ResourcePool
-from executorlib.task_scheduler.interactive.task import DependencyGraph, Task, failed_input
+from executorlib.task_scheduler.interactive.ledger import TaskLedger
+from executorlib.task_scheduler.interactive.outcome import death, deliver
+from executorlib.task_scheduler.interactive.pool import ResourcePool
+from executorlib.task_scheduler.interactive.task import Task
 from executorlib.task_scheduler.interactive.worker import STALL_SECONDS, Worker
 from executorlib.task_scheduler.interactive.worker_pool import (
     Gone,
@@ -87,14 +87,9 @@ class Dispatcher:
         self._inbox: Inbox[Task | Sequence[Task]] = Inbox()
         self.post = self._inbox.post  # a task or several, or something to do in the dispatcher's thread
         self._workers = WorkerPool(site, self._inbox.reader, self._inbox.hear, launcher)
-        self._graph = DependencyGraph(self._post_input_done)
-        self._ready = ReadyQueue()
-        self._open: dict[int, Task] = {}
-        self._ended = self._failed = self._dropped = 0
+        self._ledger = TaskLedger(self.post, observer)
         self._steal_at: float | None = None
         self._due: float | None = None
-        # Tasks to be cancelled should they come back from a worker elsewhere, and whether to end them if they do not.
-        self._unwanted: dict[int, bool] = {}
         self._closing = False
         self._fatal: BaseException | None = None
         self.thread = threading.Thread(target=self._run, name="executorlib", daemon=True)
@@ -124,7 +119,7 @@ class Dispatcher:
     def forget(self, task: Task | None) -> None:
         """A task was cancelled by its user."""
         if task is not None:
-            self.post(lambda: self._forget(task))
+            self.post(lambda: self._ledger.forget(task))
 
     def queued(self) -> int:
         """Number of tasks that no worker has been sent."""
@@ -132,14 +127,15 @@ class Dispatcher:
 
     def waiting(self) -> list[Any]:
         """The futures of the tasks that no worker has been sent."""
-        return list(self.ask(lambda: [task.future for task in self._open.values() if task.worker is None], ()))
+        return list(self.ask(self._ledger.waiting, ()))
 
     def tally(self) -> Tally:
         """How far the run is. Read without a lock: a number may be that of a moment before."""
-        ended = self._ended
+        ledger = self._ledger
+        ended = ledger.ended
         workers = list(self._workers.workers.values())
         running = sum(bool(worker.queue) for worker in workers)
-        return Tally(len(self._open) + ended, ended, self._failed, self._dropped, running, len(workers))
+        return Tally(len(ledger.open) + ended, ended, ledger.failed, ledger.dropped, running, len(workers))
 
     def resize(self, slots: int, workers: int | None) -> None:
         """Change the limits; workers beyond them end when they have done their tasks."""
@@ -151,11 +147,11 @@ class Dispatcher:
 
     def open_futures(self) -> set[int]:
         """The identities of the futures that will still be done."""
-        return set(self.ask(lambda: [id(task.future) for task in self._open.values()], ()))
+        return set(self.ask(self._ledger.futures, ()))
 
     def cancel_waiting(self, provided: set[int]) -> None:
         """Cancel the tasks with inputs that are neither done nor derived from futures of these identities."""
-        self.post(lambda: self._cancel_waiting(provided))
+        self.post(lambda: self._ledger.cancel_waiting(provided))
 
     def after_fork(self) -> None:
         """In a child of the program: this executor is not the child's, nor are its workers."""
@@ -168,10 +164,10 @@ class Dispatcher:
         if self._observer is not None:
             self._observer.capacity(self._pool.slots)
         try:
-            while not (self._closing and not self._open and not self._workers.workers):
+            while not (self._closing and not self._ledger.open and not self._workers.workers):
                 self._work_inbox()
                 self._assign()
-                if self._closing and not self._open:
+                if self._closing and not self._ledger.open:
                     self._stop_workers()
                     if not self._workers.workers:
                         break
@@ -206,32 +202,25 @@ class Dispatcher:
         with contextlib.suppress(Exception):
             self._workers.close()
         self._inbox.end(self._refuse)
-        for task in list(self._open.values()):
-            self._fail(task, RuntimeError(f"The executor has failed: {self._fatal!r}"))
+        for task in list(self._ledger.open.values()):
+            self._ledger.fail(task, RuntimeError(f"The executor has failed: {self._fatal!r}"))
         if self._observer is not None:
             self._observer.close()
 
     def _refuse(self, item: Task | Sequence[Task]) -> None:
         reason = self._fatal or "cannot schedule new futures after shutdown"
         for task in [item] if isinstance(item, Task) else item:
-            self._fail(task, RuntimeError(str(reason)))
+            self._ledger.fail(task, RuntimeError(str(reason)))
 
     def _work_inbox(self) -> None:
         for item in self._inbox.take():
             if isinstance(item, Task):
-                self._admit(item)
+                self._ledger.admit(item)
             elif callable(item):
                 item()
             else:
                 for task in item:
-                    self._admit(task)
-
-    def _admit(self, task: Task) -> None:
-        self._open[task.number] = task
-        if self._observer is not None:
-            self._observer.submitted(task.number, task.fn.name, task.resources.slots)
-        if not task.inputs or self._graph.add(task):
-            self._ready.push(task)
+                    self._ledger.admit(task)
 
     def _timeout(self) -> float | None:
         times = [self._workers.deadline(), self._steal_at]
@@ -257,41 +246,6 @@ class Dispatcher:
                 )
                 self._workers.kill(worker, now)
 
-    # Tasks
-
-    def _post_input_done(self, task: Task) -> None:
-        self.post(lambda: self._input_done(task))
-
-    def _input_done(self, task: Task) -> None:
-        if not self._graph.input_done(task) or task.number not in self._open:
-            return
-        error = failed_input(task)
-        if error is None:
-            try:
-                task.values = dumps([future.result() for future in task.inputs or ()])
-            except BaseException as reason:
-                error = reason
-        task.inputs = None
-        if error is not None:
-            self._fail(task, error)
-        else:
-            if self._observer is not None:
-                self._observer.ready(task.number)
-            self._ready.push(task)
-
-    def _fail(self, task: Task, error: BaseException) -> None:
-        self._close_task(task)
-        fail(task, error)
-
-    def _close_task(self, task: Task) -> None:
-        self._open.pop(task.number, None)
-        self._unwanted.pop(task.number, None)
-        self._ended += 1
-        self._dropped += 1
-        if self._observer is not None:
-            self._observer.dropped(task.number)
-        task.payload = task.inputs = task.values = None
-
     # Sending tasks to workers
 
     def _assign(self) -> None:
@@ -302,22 +256,22 @@ class Dispatcher:
             self._assign_to_fresh()
 
     def _assign_to_fresh(self) -> None:
-        while (task := self._next_ready()) is not None:
+        while (task := self._ledger.next_ready()) is not None:
             worker = self._start(task.resources)
             if worker is None:
-                if self._next_ready() is task:  # there is no place for it now
+                if self._ledger.next_ready() is task:  # there is no place for it now
                     return
                 continue  # it has failed, because no worker could be started for it
-            self._ready.pop()
-            if self._begin(task):
+            self._ledger.ready.pop()
+            if self._ledger.begin(task):
                 self._send(worker, [task])
             else:
                 self._workers.stop(worker, time.monotonic())
 
     def _assign_to_kept(self) -> None:
-        if not self._ready:
+        if not self._ledger.ready:
             self._rebalance()
-            if not self._ready:
+            if not self._ledger.ready:
                 return
         self._start_kept()
         now = time.monotonic()
@@ -326,47 +280,24 @@ class Dispatcher:
         if not able:
             return
         able.sort(key=lambda worker: len(worker.queue))
-        share = -(-len(self._ready) // len(able))
+        share = -(-len(self._ledger.ready) // len(able))
         for worker in able:
-            if not self._ready:
+            if not self._ledger.ready:
                 break
             batch: list[Task] = []
-            while len(batch) < share and (task := self._next_ready()) is not None:
+            while len(batch) < share and (task := self._ledger.next_ready()) is not None:
                 seconds = task.fn.seconds
                 room = worker.room(seconds, len(batch))
                 if room == 0:
                     worker.full = True
                     break
-                for like in self._ready.pop_like(min(room, share - len(batch))):
-                    if self._begin(like):
+                for like in self._ledger.ready.pop_like(min(room, share - len(batch))):
+                    if self._ledger.begin(like):
                         like.estimate = seconds or 0.0
                         batch.append(like)
                 worker.backlog = sum(t.estimate for t in worker.queue) + sum(t.estimate for t in batch)
             if batch:
                 self._send(worker, batch)
-
-    def _next_ready(self) -> Task | None:
-        while (task := self._ready.first()) is not None:
-            if not task.future.cancelled():
-                return task
-            self._ready.pop()
-            self._forget(task)
-        return None
-
-    def _begin(self, task: Task) -> bool:
-        """A task is about to be sent; returns whether its user still wants it."""
-        if task.number not in self._open:
-            return False
-        if not task.future.set_running_or_notify_cancel():
-            self._close_task(task)
-            return False
-        return True
-
-    def _forget(self, task: Task) -> None:
-        """A task was cancelled by its user, who has told nobody else."""
-        if self._open.pop(task.number, None) is not None:
-            self._close_task(task)
-            task.future.set_running_or_notify_cancel()
 
     def _start(self, resources: Resources) -> Worker | None:
         allotment = self._pool.take(resources)
@@ -388,11 +319,11 @@ class Dispatcher:
         """No worker can be started: fail the task that needed it, or all if none is left to do them."""
         _LOG.warning("%s", error)
         if not self._policy.keep:
-            if self._next_ready() is not None:
-                self._fail(self._ready.pop(), error)
+            if self._ledger.next_ready() is not None:
+                self._ledger.fail(self._ledger.ready.pop(), error)
         elif not any(w.connection is not None for w in self._workers.workers.values()):
-            for task in self._ready.clear():
-                self._fail(task, error)
+            for task in self._ledger.ready.clear():
+                self._ledger.fail(task, error)
 
     def _send(self, worker: Worker, tasks: list[Task]) -> None:
         for task in tasks:
@@ -419,7 +350,7 @@ class Dispatcher:
         if self._pool.is_full():
             return
         idle = sum(not worker.queue for worker in self._workers.workers.values())
-        while len(self._ready) > idle and self._start(self._policy.resources) is not None:
+        while len(self._ledger.ready) > idle and self._start(self._policy.resources) is not None:
             idle += 1
 
     def _rebalance(self) -> None:
@@ -438,22 +369,13 @@ class Dispatcher:
                 self._steal_at = stall
 
     def _put_back(self, worker: Worker) -> None:
-        self._queue_again(self._workers.take_back(worker))
-
-    def _queue_again(self, tasks: Sequence[Task]) -> None:
-        for task in reversed(tasks):
-            task.worker = None
-            if self._unwanted.pop(task.number, None) is not None:
-                self._fail(task, CancelledError())
-                continue
-            task.future.put_back()
-            self._ready.push_front(task)
+        self._ledger.put_back(self._workers.take_back(worker))
 
     def _returned(self, worker: Worker, tasks: Sequence[Task]) -> None:
         """A worker elsewhere has given back what it had not begun."""
-        self._queue_again(tasks)
+        self._ledger.put_back(tasks)
         for task in list(worker.queue):  # it has begun these
-            if self._unwanted.pop(task.number, False):
+            if self._ledger.unwanted.pop(task.number, False):
                 self._cancel_running(task)
         if not worker.queue and worker.stopping:
             self._workers.stop(worker, time.monotonic())
@@ -466,10 +388,11 @@ class Dispatcher:
         for worker in {task.worker for task in tasks if task.worker is not None}:
             self._put_back(worker)
             if later and worker.asked:
-                self._unwanted.update(dict.fromkeys((task.number for task in tasks if task.worker is worker), False))
+                sent = (task.number for task in tasks if task.worker is worker)
+                self._ledger.unwanted.update(dict.fromkeys(sent, False))
         for task in tasks:
-            if task.worker is None and task.number in self._open:
-                self._fail(task, CancelledError())
+            if task.worker is None and task.number in self._ledger.open:
+                self._ledger.fail(task, CancelledError())
 
     def _cancel_running(self, task: Task) -> bool:
         if self._cancel_sent(task):  # else it has begun, and will not come back when its worker has ended
@@ -479,7 +402,7 @@ class Dispatcher:
             return False
         if worker.queue[0] is not task:  # its worker is asked for it
             if worker.asked:
-                self._unwanted[task.number] = True
+                self._ledger.unwanted[task.number] = True
             return worker.asked
         worker.accused = task.number
         worker.verdict = CancelledError()
@@ -490,8 +413,8 @@ class Dispatcher:
 
     def _heard(self, worker: Worker, messages: list[Message]) -> None:
         """Take in what a worker has sent. Thousands of results a second come this way."""
-        queue, open_tasks, observer = worker.queue, self._open, self._observer
-        worked, sent = False, len(queue)
+        queue, ledger = worker.queue, self._ledger
+        worked = False
         for body, buffers in messages:
             if body[:1] == RANK_ERROR:
                 self._rank_failed(worker, body[1:])
@@ -509,19 +432,10 @@ class Dispatcher:
             fn = task.fn
             before = fn.seconds
             fn.seconds = seconds if before is None else before + _SMOOTHING * (seconds - before)
-            del open_tasks[number]
-            if self._unwanted:
-                self._unwanted.pop(number, None)
-            succeeded = status in (DONE, RANKS_DONE)
-            if not succeeded:
-                self._failed += 1
-            if observer is not None:
-                observer.ran(number, worker, start, seconds, succeeded)
-            task.worker = task.payload = task.values = None
+            ledger.ran(task, worker, start, seconds, status in (DONE, RANKS_DONE))
             deliver(task, status, body[RESULT_HEAD.size :], buffers)
         if not worked:
             return
-        self._ended += sent - len(queue)
         worker.worked = True
         worker.full = False
         if queue:
@@ -553,10 +467,7 @@ class Dispatcher:
         if worker.stopping and not queue:
             return
         if worker.connection is None and self._pool.is_left_out(worker.allotment):
-            for task in reversed(queue):  # there are other nodes
-                task.worker = None
-                task.future.put_back()
-                self._ready.push_front(task)
+            self._ledger.put_back(queue)  # there are other nodes
             return
         if worker.verdict is not None:
             error = worker.verdict
@@ -574,10 +485,7 @@ class Dispatcher:
         blamed = queue[:1] if worker.accused in (None, queue[0].number) else []
         if error is None and worker.worked and not gives_back and worker.has_begun != queue[0].number:
             blamed = []  # the worker was killed while idle, or so short a time before that it had not begun
-        for task in reversed(queue[len(blamed) :]):
-            task.worker = None
-            task.future.put_back()
-            self._ready.push_front(task)
+        self._ledger.put_back(queue[len(blamed) :])
         for task in blamed:
             self._blame(task, worker, error)
 
@@ -593,11 +501,9 @@ class Dispatcher:
             if again:
                 _LOG.info("%s is tried again (%d of %d)", task.fn.name, task.attempts, self._policy.restart_limit)
                 task.future.put_back()
-                self._ready.push_front(task)
+                self._ledger.ready.push_front(task)
                 return
-        self._fail(task, error)
-        self._failed += 1
-        self._dropped -= 1
+        self._ledger.fail_run(task, error)
 
     # Limits and the end
 
@@ -625,20 +531,15 @@ class Dispatcher:
         for worker in list(self._workers.workers.values()):
             self._put_back(worker)
             if worker.asked:
-                self._unwanted.update(dict.fromkeys((task.number for task in worker.queue), False))
-        self._ready.clear()
-        for task in list(self._open.values()):
+                self._ledger.unwanted.update(dict.fromkeys((task.number for task in worker.queue), False))
+        self._ledger.ready.clear()
+        for task in list(self._ledger.open.values()):
             if task.worker is None:
-                self._fail(task, CancelledError())
+                self._ledger.fail(task, CancelledError())
         if kill:
             for worker in list(self._workers.workers.values()):
                 worker.verdict = worker.verdict or WorkerDiedError(f"{worker!r} was ended by the program")
                 self._workers.kill(worker, time.monotonic())
-
-    def _cancel_waiting(self, provided: set[int]) -> None:
-        for task in list(self._open.values()):
-            if not all(will_end(future, provided) for future in task.inputs or ()):
-                self._fail(task, CancelledError())
 
     def _stop_workers(self) -> None:
         for worker in list(self._workers.workers.values()):

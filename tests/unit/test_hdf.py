@@ -623,7 +623,7 @@ def test_no_thread_stays_when_no_future_waits(tmp_path: Path, eventually: Eventu
 # What is imported
 
 
-def test_the_store_is_light(script: Script) -> None:
+def test_the_store_is_light(script: Script, tmp_path: Path) -> None:
     """A batch job reads its task and writes its result without h5py and numpy: they take longer than the rest."""
     ended = script(
         """
@@ -634,7 +634,8 @@ hdf.dump("call_o.h5", {"fn": len, "args": ("abc",), "output": 3, "runtime": 0.1}
 assert hdf.get_output("call_o.h5") == (True, True, 3)
 assert hdf.load("call_o.h5")["fn"] is len
 assert not {"h5py", "numpy"} & set(sys.modules)
-"""
+""",
+        cwd=tmp_path,
     )
     assert ended.returncode == 0, ended.stderr
 

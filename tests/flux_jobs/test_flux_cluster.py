@@ -56,7 +56,7 @@ def make_cluster(instance: Instance, cache: Path) -> Iterator[Make]:
     yield make
     while made:
         made.pop().kill_workers()
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + 20  # the job of a template is an instance, which takes some time to end
     while left := instance.jobs():
         assert time.monotonic() < deadline, f"jobs are left: {left}"
         time.sleep(0.1)

@@ -25,7 +25,7 @@ _LOG = logging.getLogger("executorlib")
 # So long the jobs have, at the end of all, to end when they are cancelled. Flux kills them after five seconds.
 _LAST_SECONDS = 8.0
 # So long the end of a job waits for what it has printed.
-_OUTPUT_SECONDS = 2.0
+_OUTPUT_SECONDS = 5.0
 WATCH_VARIABLE = "EXECUTORLIB_WATCH"
 """Tells a worker to end when its connection does: no process on its machine would see to that."""
 

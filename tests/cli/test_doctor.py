@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from conftest import SOURCES
+from conftest import SOURCES, needs_mpi
 from executorlib.cli import main
 from executorlib.cli.checks import BROKEN, CHECKS, Finding
 from executorlib.cli.doctor import try_out
@@ -54,7 +54,7 @@ def test_two_ranks(doctor: Doctor) -> None:
 def test_ranks_that_do_not_see_each_other(
     doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_neighbours: None
 ) -> None:
-    pytest.importorskip("mpi4py", reason="says what is wrong with ranks")
+    needs_mpi()
     launcher = tmp_path / "mpiexec"  # starts each rank as a world of its own
     launcher.write_text('#!/bin/sh\nshift 2\n"$@" & "$@" &\nwait\n')
     launcher.chmod(0o755)
@@ -65,7 +65,7 @@ def test_ranks_that_do_not_see_each_other(
 
 
 def test_no_launcher(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_neighbours: None) -> None:
-    pytest.importorskip("mpi4py", reason="has no launcher")
+    needs_mpi()
     monkeypatch.setenv("PATH", str(tmp_path))
     found = doctor("mpi")
     assert found["said"] == "there is mpi4py, but no mpiexec"

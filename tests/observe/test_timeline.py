@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Eventually, MakeExecutor
+from conftest import Eventually, MakeExecutor, needs_mpi
 from executorlib import SingleNodeExecutor
 from executorlib.api import TestClusterExecutor
 from executorlib.standalone.timeline import Attempt, Life, Run, write_timeline
@@ -102,7 +102,7 @@ def test_a_map_and_a_change_of_size(tmp_path: Path) -> None:
 
 @pytest.mark.mpi
 def test_ranks_are_one_call_on_several_cores(tmp_path: Path) -> None:
-    pytest.importorskip("mpi4py", reason="several ranks")
+    needs_mpi()
     path = tmp_path / "run.json"
     with SingleNodeExecutor(max_cores=2, export_timeline_filename=str(path)) as exe:
         exe.submit(nap, 0.01, resource_dict={"cores": 2}).result()

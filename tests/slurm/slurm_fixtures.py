@@ -67,21 +67,21 @@ class AllocationOf:
     """An allocation that is held, and the environment that a program has in it."""
 
     def __init__(self, conf: str, *options: str) -> None:
-        command = ["salloc", "--quiet", "--immediate=20", *options, sys.executable, "-c", _DUMP]
+        command = ["salloc", "--quiet", "--immediate=45", *options, sys.executable, "-c", _DUMP]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         self.process = subprocess.Popen(
             command,
             env={**environment, "SLURM_CONF": conf},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
         )
         assert self.process.stdout is not None
         answer = self.process.stdout.readline()
         if not answer:
-            self.close()
-            raise RuntimeError(f"salloc has given up: exit code {self.process.returncode}")
+            _, said = self.process.communicate(timeout=20)
+            raise RuntimeError(f"salloc has given up: {said}")
         found: dict[str, str] = json.loads(answer)
         self.environment = {name: value for name, value in found.items() if name.startswith("SLURM_")}
         self.job = found["SLURM_JOB_ID"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,16 @@ def test_doctor_outside_of_an_allocation(in_slurm: None, run: Run) -> None:
     assert "slurm tells it of" in checks["pysqa"]["said"]
 
 
-def test_tasks_of_batch_jobs(in_slurm: None, run: Run, tmp_path: Path, eventually: Eventually) -> None:
+@pytest.fixture
+def until(tmp_path: Path) -> Iterator[str]:
+    """A file that jobs wait for. They end with the test, whatever became of it: others need their cores."""
+    path = tmp_path / "until"
+    yield str(path)
+    path.touch()
+
+
+def test_tasks_of_batch_jobs(in_slurm: None, run: Run, tmp_path: Path, until: str, eventually: Eventually) -> None:
     cache = str(tmp_path / "cache")
-    until = str(tmp_path / "until")
     exe = SlurmClusterExecutor(cache_directory=cache, wait=False)
     exe.submit(hold, until, resource_dict={"cache_key": "held"})
     exe.submit(needs, until, resource_dict={"cache_key": "again"})

@@ -53,6 +53,7 @@ def test_tasks_of_batch_jobs(in_slurm: None, run: Run, tmp_path: Path, until: st
     exe = SlurmClusterExecutor(cache_directory=cache, wait=False)
     exe.submit(hold, until, resource_dict={"cache_key": "held"})
     exe.submit(needs, until, resource_dict={"cache_key": "again"})
+    eventually(lambda: os.path.isdir(cache))
     eventually(lambda: _states(run, cache).get("held") == "running", 60)
     eventually(lambda: _states(run, cache).get("again") == "failed", 60)
     exe.shutdown(wait=False)

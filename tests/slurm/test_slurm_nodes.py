@@ -12,7 +12,7 @@ from conftest import Eventually
 from executorlib import SlurmJobExecutor
 
 slurm_conf, in_slurm, *_ = FIXTURES
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm"), pytest.mark.faults]
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm"), pytest.mark.faults, pytest.mark.timeout(120)]
 
 
 def node() -> str:
@@ -38,7 +38,7 @@ def test_a_node_goes_down(
         # It may have come back by itself.
         subprocess.run(["scontrol", "update", "NodeName=n2", "State=RESUME"], check=False, capture_output=True)
         held.close()
-        eventually(lambda: _state() == "idle", 20)
+        eventually(lambda: _state() == "idle", 60)
 
 
 def _state() -> str:

@@ -92,8 +92,8 @@ class ForkServer:
         """Do what would take its time in many workers; the first, and a program of one call, would have to wait."""
         self._prepare_at = math.inf
         # A worker sees by a folder's time whether this list of it is out of date.
-        importlib.machinery.PathFinder.find_spec("executorlib_looks_around")
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):  # what only saves time must not end the server
+            importlib.machinery.PathFinder.find_spec("executorlib_looks_around")
             import cloudpickle.cloudpickle  # noqa: F401
         gc.freeze()  # a collection in a child would copy every page that holds an object
 

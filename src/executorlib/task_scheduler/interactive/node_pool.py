@@ -33,7 +33,7 @@ class NodePool(ResourcePool):
         self._used_gpus = dict.fromkeys(self._nodes, 0)
 
     def take(self, resources: Resources) -> Allotment | None:
-        if self.workers is not None and self.used_workers >= self.workers:
+        if self.is_full():
             return None
         if self.used_workers and self.used_slots + resources.slots > self.slots:
             return None

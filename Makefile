@@ -8,6 +8,9 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 PY := $(VENV)/bin/python
+# Compiled modules are kept, as they are for users: workers start by the thousand here, and would compile theirs anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 
 .DEFAULT_GOAL := help

@@ -23,6 +23,9 @@ def test_a_node_goes_down(
     in_slurm: None, slurm_conf: str, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     """It is left out; the calls run on the other."""
+    # A node that goes down while the job of another test completes there stays in COMPLETING for minutes: the news of
+    # that end is lost, and slurmctld asks again after 120 s only.
+    eventually(lambda: _state() == "idle", 60)
     held = AllocationOf(slurm_conf, "--nodes=2", "--ntasks=2", "--no-kill")
     try:
         enter(held, monkeypatch)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from executorlib.standalone.functions import FunctionTable, function_name, same_bytes, takes_parameter
+from executorlib.standalone.callables import function_name, takes_parameter
+from executorlib.standalone.functions import FunctionTable, same_bytes
 from executorlib.standalone.serialize import loads
 
 

@@ -119,6 +119,18 @@ def test_a_worker_loads_nothing_heavy() -> None:
     assert run("-c", code) == "[]\n"
 
 
+def test_the_first_result_does_not_wait_for_what_it_does_not_need() -> None:
+    """A script waits for the start of the fork server: what that imports is the largest part of it."""
+    late = ("enum", "pickle", "re", "selectors", "socket", "threading", "typing")
+    look = f"[name for name in {late!r} if name in __import__('sys').modules]"
+    code = (
+        "import executorlib\n"
+        "with executorlib.SingleNodeExecutor(max_workers=1) as exe:\n"
+        f"    print(exe.submit(eval, {look!r}).result())\n"
+    )
+    assert run("-c", code) == run("-c", f"print({look})")
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_every_module_can_be_imported_alone(path: Path) -> None:
     """No module counts on another having been imported before (here: its names exist once it is imported)."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
-from executorlib.standalone.functions import function_name, takes_parameter
+from executorlib.standalone.callables import function_name, takes_parameter
 from executorlib.standalone.hardware import GPU_VARIABLES
-from executorlib.standalone.interactive.messages import Setup
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from executorlib.standalone.interactive.messages import Setup
 
 _HIDE_FROM_TRACEBACK = True
 

@@ -13,14 +13,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from executorlib.backend.calls import flush_output, left_open, supplied_for
-from executorlib.backend.runner import Link, Outcome
+from executorlib.backend.runner import Outcome
 from executorlib.standalone.interactive.dicts import split_dict
 from executorlib.standalone.interactive.messages import DICT, DONE, EXITED, FAILED, RESULT, RESULT_HEAD, STOP, WELCOME
 from executorlib.standalone.interactive.wire import Message
 from executorlib.standalone.serialize import Payload, dump_error, dumps, loads
+
+if TYPE_CHECKING:
+    from executorlib.backend.runner import Link
 
 _HIDE_FROM_TRACEBACK = True
 # When the program has hung up, a worker that is idle gets so long to end by itself.

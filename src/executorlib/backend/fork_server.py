@@ -9,19 +9,19 @@ When the control socket closes, because the program is over or was killed, it en
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import importlib.machinery
 import math
 import os
 import select
-import signal
-import socket
 import sys
 import time
-from typing import Any, NoReturn
 
 from executorlib.standalone.interactive.control import encode_report, receive_request
+from executorlib.standalone.light import signal, socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 _TERM_SECONDS = 1.0
 # A program that has had its first worker for so long is worth some preparation.
@@ -92,9 +92,13 @@ class ForkServer:
         """Do what would take its time in many workers; the first, and a program of one call, would have to wait."""
         self._prepare_at = math.inf
         # A worker sees by a folder's time whether this list of it is out of date.
-        with contextlib.suppress(Exception):  # what only saves time must not end the server
+        try:
+            import importlib.machinery
+
             importlib.machinery.PathFinder.find_spec("executorlib_looks_around")
             import cloudpickle.cloudpickle  # noqa: F401
+        except Exception:  # what only saves time must not end the server
+            pass
         gc.freeze()  # a collection in a child would copy every page that holds an object
 
     def _become(self, request: tuple[Any, ...], fds: list[int]) -> NoReturn:
@@ -125,8 +129,10 @@ class ForkServer:
             code = work(fds[0], fds[1] if len(fds) == 4 else None)
         except BaseException as error:
             code = 127 if request[0] == "exec" else code
-            with contextlib.suppress(OSError):
+            try:
                 os.write(2, f"executorlib: cannot start a worker: {error!r}\n".encode())
+            except OSError:  # nobody listens
+                pass
         finally:
             os._exit(code)
 
@@ -143,8 +149,7 @@ class ForkServer:
                 del self._pids[worker]
                 self._programs.discard(worker)
                 if status != 0:  # what the task itself had started does not outlive its violent end
-                    with contextlib.suppress(OSError):
-                        os.killpg(pid, signal.SIGKILL)
+                    _signal_group(pid, signal.SIGKILL)
                 self._report("exited", worker, status)
 
     @property
@@ -168,11 +173,11 @@ class ForkServer:
         pid = self._pids.get(worker)
         if pid is None:
             return
-        try:
-            os.killpg(pid, signum)
-        except OSError:  # it has not yet made its process group
-            with contextlib.suppress(OSError):
+        if not _signal_group(pid, signum):  # it has not yet made its process group
+            try:
                 os.kill(pid, signum)
+            except OSError:  # it has ended
+                pass
 
     def _end_all(self) -> None:
         # A launcher gets the chance to end its ranks; a worker has nothing more to do.
@@ -180,11 +185,22 @@ class ForkServer:
             self._kill(worker, signal.SIGTERM if worker in self._programs else signal.SIGKILL)
         deadline = time.monotonic() + _TERM_SECONDS
         while self._pids and time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
+            try:
                 self._reap()
+            except OSError:  # nobody hears of it any more
+                pass
             time.sleep(0.01)
         for worker in list(self._pids):
             self._kill(worker, signal.SIGKILL)
+
+
+def _signal_group(pid: int, signum: int) -> bool:
+    """Send a signal to a process group; returns whether there is one."""
+    try:
+        os.killpg(pid, signum)
+    except OSError:
+        return False
+    return True
 
 
 def _note_nothing(signum: int, frame: Any) -> None:
@@ -193,13 +209,15 @@ def _note_nothing(signum: int, frame: Any) -> None:
 
 def main(fd: int) -> None:
     control = socket.socket(fileno=fd)
-    with contextlib.suppress(OSError):
+    try:
         os.setsid()
+    except OSError:  # it leads a process group already
+        pass
     (sys.path[:],), _ = receive_request(control)
     server = ForkServer(control)
     # What nearly every worker needs, once instead of in each.
     import executorlib.backend.worker
-    import executorlib.standalone.functions  # noqa: F401
+    import executorlib.standalone.plain_function  # noqa: F401
 
     gc.freeze()
     server.run()

@@ -9,6 +9,8 @@ own, because rank 0 may be waiting for it inside the task, in a collective call 
 Idle ranks wait with pauses: MPI itself would keep a core busy.
 """
 
+from __future__ import annotations
+
 import sys
 
 if __name__ == "__main__":
@@ -20,16 +22,19 @@ if __name__ == "__main__":
 import pickle
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from executorlib.backend.dict_calls import DictLink
 from executorlib.backend.remote import Arguments, introduce, leave_package_folder, watch_lifeline
-from executorlib.backend.runner import Link, Outcome, Runner
+from executorlib.backend.runner import Outcome, Runner
 from executorlib.backend.watcher import start_watcher
 from executorlib.backend.worker import finish, make_main
 from executorlib.standalone.interactive.messages import DONE, RANK_ERROR, RANKS_DONE, Setup
 from executorlib.standalone.interactive.wire import Connection, Message, ProtocolError
 from executorlib.standalone.serialize import Payload
+
+if TYPE_CHECKING:
+    from executorlib.backend.runner import Link
 
 # The first pauses of a rank that waits are short: the next task often comes at once.
 _FIRST_PAUSE = 2e-5

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import pickle
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections import namedtuple
 
 from executorlib.backend.calls import (
     apply_setup,
@@ -36,16 +34,22 @@ from executorlib.standalone.interactive.messages import (
     Setup,
 )
 from executorlib.standalone.interactive.wire import ProtocolError
+from executorlib.standalone.light import loads as unpickle
 from executorlib.standalone.serialize import Payload, dump_error, dumps, loads, loads_with_inputs
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, Protocol
+
+    class Link(Protocol):
+        """What a worker needs of a connection."""
+
+        def send(self, body: bytes, buffers: Any = ...) -> None: ...
+        def receive(self) -> Any: ...
+
+
 _HIDE_FROM_TRACEBACK = True
-
-
-class Link(Protocol):
-    """What a worker needs of a connection."""
-
-    def send(self, body: bytes, buffers: Any = ...) -> None: ...
-    def receive(self) -> Any: ...
 
 
 class Claims:
@@ -153,8 +157,10 @@ class _PrivateMap:
         os.close(self._fd)
 
 
-class Outcome(NamedTuple):
+class Outcome(namedtuple("Outcome", ("status", "payload", "start", "seconds"))):
     """What became of a task: its status, the pickled result or error, and when it ran (seconds, monotonic clock)."""
+
+    __slots__ = ()
 
     status: int
     payload: Payload
@@ -194,14 +200,14 @@ class Runner:
                 if not self._keep:
                     return
             elif kind == FUNCTION:
-                number, data, reusable, in_parts = pickle.loads(body[1:])
+                number, data, reusable, in_parts = unpickle(body[1:])
                 parts = _Parts(self._functions) if in_parts else None
                 self._functions[number] = _Function(Payload(data, buffers), reusable, parts)
             elif kind == FORGET:
-                for number in pickle.loads(body[1:]):
+                for number in unpickle(body[1:]):
                     self._functions.pop(number, None)
             elif kind == SETUP:
-                self.set_up(Setup(*pickle.loads(body[1:])), buffers)
+                self.set_up(Setup(*unpickle(body[1:])), buffers)
             elif kind == STOP:
                 return
 
@@ -227,7 +233,7 @@ class Runner:
         self._link.send(head + outcome.payload.data, outcome.payload.buffers)
 
     def _run(self, body: bytes, buffers: list[Any]) -> None:
-        batch, items = pickle.loads(body[1:])
+        batch, items = unpickle(body[1:])
         at = 0
         for fields in items:
             if not self._claims.take(batch):
@@ -252,7 +258,7 @@ class Runner:
             known = self._functions[item.function]
             fn = known.get()
             if item.inputs is None:
-                args, kwargs = pickle.loads(item.data, buffers=buffers)
+                args, kwargs = unpickle(item.data, buffers=buffers)
             else:
                 values = loads(Payload(item.inputs, input_buffers))
                 args, kwargs = loads_with_inputs(Payload(item.data, buffers), values)

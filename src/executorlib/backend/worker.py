@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import atexit
 import os
-import socket
 import sys
-import threading
 import types
 
 from executorlib.backend.calls import flush_output
 from executorlib.backend.runner import Claims, Runner
 from executorlib.standalone.interactive.wire import Connection
+from executorlib.standalone.light import socket
 
 
 def work(channel: int, claims: int | None) -> int:
@@ -37,6 +36,8 @@ def make_main() -> None:
 def finish() -> None:
     """What the interpreter does for a program that ends, as far as tasks may rely on it."""
     # As multiprocessing does: joins the threads that are not daemons, and ends the pools of concurrent.futures.
-    threading._shutdown()  # type: ignore[attr-defined]
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        threading._shutdown()
     atexit._run_exitfuncs()
     flush_output()

@@ -16,7 +16,7 @@ from executorlib.standalone.cache_entry import unpickle
 from executorlib.standalone.cache_file import CacheFileError, read, write
 from executorlib.standalone.cache_outcome import INPUT_NAMES, remove
 from executorlib.standalone.cache_paths import OUTPUT_SUFFIX, CachePaths
-from executorlib.standalone.functions import function_name
+from executorlib.standalone.callables import function_name
 from executorlib.standalone.future_item import FutureItem, substituted
 from executorlib.standalone.hdf import get_cache_files, load
 from executorlib.standalone.select import FutureSelector

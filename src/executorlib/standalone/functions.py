@@ -9,7 +9,6 @@ the 50 MB of data behind a likelihood go to a worker once and not with every cal
 
 from __future__ import annotations
 
-import functools
 import itertools
 import opcode
 import operator
@@ -19,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from executorlib.standalone.callables import function_name
 from executorlib.standalone.plain_function import dump_plain
 from executorlib.standalone.serialize import Payload, dumps, dumps_with_parts
 
@@ -129,22 +129,6 @@ class FunctionTable:
         while len(self._by_pickle) > 1 and sum(map(_nbytes, list(self._by_pickle.values()))) > _KEPT_BYTES:
             self._by_pickle.popitem(last=False)
         return ref
-
-
-def function_name(fn: Any) -> str:
-    """A name for messages and files: that of the function behind a partial or a method, else of the class."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    name = getattr(fn, "__name__", None)
-    return name if isinstance(name, str) else type(fn).__name__
-
-
-def takes_parameter(fn: Any, name: str) -> bool:
-    """Whether a function written in Python has a parameter of that name."""
-    code = _code(fn)
-    if code is None:
-        return False
-    return name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
 
 def _same_buffers(first: Sequence[Any], second: Sequence[Any]) -> bool:
@@ -268,17 +252,6 @@ def _all_code(code: types.CodeType) -> Iterator[types.CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _all_code(constant)
-
-
-def _code(fn: Any) -> types.CodeType | None:
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    while hasattr(fn, "__wrapped__"):  # functools.wraps: the parameters are those of the wrapped function
-        fn = fn.__wrapped__
-    if not hasattr(fn, "__code__"):  # an object with a __call__; a bound method has the code of its function
-        fn = vars(type(fn)).get("__call__", fn)
-    code = getattr(fn, "__code__", None)
-    return code if isinstance(code, types.CodeType) else None
 
 
 def _nbytes(refs: list[FunctionRef]) -> int:

@@ -8,13 +8,16 @@ between the start of a worker and its first result. Whatever is less simple is c
 from __future__ import annotations
 
 import builtins
-import importlib
 import marshal
-import pickle
 import sys
 import types
-from collections.abc import Iterable, Mapping
-from typing import Any
+
+from executorlib.standalone.light import dumps
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
 
 _SIMPLE = frozenset({type(None), bool, int, float, complex, str, bytes})
 # What a function sees of its module without naming it: relative imports need the first two.
@@ -70,7 +73,7 @@ def dump_plain(fn: types.FunctionType, codes: Iterable[types.CodeType], read: Ma
         _submodules(modules.values(), names),
         itself,
     )
-    return pickle.dumps(_Made(state), 5)
+    return dumps(_Made(state), 5)
 
 
 class _Made:
@@ -104,10 +107,10 @@ def make_plain(
             "program and its workers need the same version of Python"
         )
     namespace: dict[str, Any] = {"__builtins__": builtins, **values}
+    for module in (*modules.values(), *submodules):
+        __import__(module)
     for name, module in modules.items():
-        namespace[name] = importlib.import_module(module)
-    for module in submodules:
-        importlib.import_module(module)
+        namespace[name] = sys.modules[module]
     fn = types.FunctionType(marshal.loads(code), namespace, names[0], given[0])
     _, fn.__qualname__, module_name, fn.__doc__ = names
     fn.__module__ = module_name  # type: ignore[assignment]  # None is possible, and kept

@@ -13,15 +13,23 @@ from __future__ import annotations
 
 import functools
 import io
-import pickle
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections import namedtuple
 
+from executorlib.standalone import light
 from executorlib.standalone.errors import RemoteError, RemoteTraceback
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
     from concurrent.futures import Future
+    from typing import Any, Protocol
+
+    class Numbered(Protocol):
+        """Anything that has items with numbers: a list, a dictionary."""
+
+        def __getitem__(self, number: int, /) -> Any: ...
+
 
 OUT_OF_BAND_BYTES = 65536
 """Smaller buffers are copied into the pickle: that is faster, and a snapshot of what the caller gave."""
@@ -30,11 +38,13 @@ _PROTOCOL = 5
 _MAIN = b"__main__"
 
 
-class Payload(NamedTuple):
+class Payload(namedtuple("Payload", ("data", "buffers"), defaults=((),))):  # typing would be most of this import
     """A pickle and the buffers that were left out of it."""
 
+    __slots__ = ()
+
     data: bytes
-    buffers: Sequence[Any] = ()
+    buffers: Sequence[Any]
 
     @property
     def nbytes(self) -> int:
@@ -43,12 +53,6 @@ class Payload(NamedTuple):
 
 PLAIN_TYPES = frozenset({int, float, complex, str, bytes, bool, type(None)})
 """Types whose pickles need no module, and hold nothing that could be a future or lie in a buffer of its own."""
-
-
-class Numbered(Protocol):
-    """Anything that has items with numbers: a list, a dictionary."""
-
-    def __getitem__(self, number: int, /) -> Any: ...
 
 
 def dumps(obj: Any) -> Payload:
@@ -60,7 +64,7 @@ def dumps(obj: Any) -> Payload:
     buffers: list[Any] = []
     if not _by_value_modules():
         try:
-            data = pickle.dumps(obj, _PROTOCOL, buffer_callback=_collector(buffers))
+            data = light.dumps(obj, _PROTOCOL, buffer_callback=_collector(buffers))
         except Exception:  # what the C pickler cannot do, cloudpickle may
             pass
         else:
@@ -74,12 +78,12 @@ def dumps(obj: Any) -> Payload:
 
 def dumps_plain(obj: Any) -> Payload:
     """As `dumps`, for tuples and dictionaries of `PLAIN_TYPES`: thousands a second come this way."""
-    return Payload(pickle.dumps(obj, _PROTOCOL), ())
+    return Payload(light.dumps(obj, _PROTOCOL), ())
 
 
 def loads(payload: Payload) -> Any:
     """The object of a payload; arrays lie in the payload's buffers and are writable where those are."""
-    return pickle.loads(payload.data, buffers=payload.buffers)
+    return light.loads(payload.data, buffers=payload.buffers)
 
 
 def dumps_with_inputs(obj: Any) -> tuple[Payload, list[Future[Any]]]:
@@ -156,22 +160,22 @@ def dump_error(error: BaseException) -> bytes:
     try:
         data = dumps(error).data
         # An exception whose constructor wants more than its message pickles well and fails to load.
-        if type(pickle.loads(data)) is not type(error):
+        if type(light.loads(data)) is not type(error):
             raise TypeError("the exception changes its type in a pickle")
     except BaseException:  # a hostile __reduce__ may raise anything
         try:
             message = str(error)
         except Exception:
             message = "<no message>"
-        data = pickle.dumps(RemoteError(f"{type(error).__qualname__}: {message}"), _PROTOCOL)
-    return pickle.dumps((data, text), _PROTOCOL)
+        data = light.dumps(RemoteError(f"{type(error).__qualname__}: {message}"), _PROTOCOL)
+    return light.dumps((data, text), _PROTOCOL)
 
 
 def load_error(data: bytes) -> BaseException:
     """The exception of `dump_error`, with the remote traceback as its ``__cause__``."""
-    pickled, text = pickle.loads(data)
+    pickled, text = light.loads(data)
     try:
-        error = pickle.loads(pickled)
+        error = light.loads(pickled)
     except Exception as reason:
         error = RemoteError(f"an exception that cannot be unpickled here: {reason!r}")
     known = error if isinstance(error, BaseException) else RemoteError(repr(error))
@@ -198,8 +202,8 @@ def cloudpickle_register(ind: int = 2) -> None:
         cloudpickle.register_pickle_by_value(module)
 
 
-def _collector(buffers: list[Any]) -> Callable[[pickle.PickleBuffer], bool]:
-    def collect(buffer: pickle.PickleBuffer) -> bool:
+def _collector(buffers: list[Any]) -> Callable[[light.PickleBuffer], bool]:
+    def collect(buffer: light.PickleBuffer) -> bool:
         view = buffer.raw()
         if view.nbytes < OUT_OF_BAND_BYTES:
             return True  # in band
@@ -227,14 +231,14 @@ def _dump_numbered(
     return stream.getvalue()
 
 
-class _InputPickler(pickle.Pickler):
+class _InputPickler(light.Pickler):
     number: Callable[[Any], int | None]
 
     def persistent_id(self, obj: Any) -> int | None:
         return self.number(obj)
 
 
-class _InputUnpickler(pickle.Unpickler):
+class _InputUnpickler(light.Unpickler):
     values: Numbered
 
     def persistent_load(self, pid: int) -> Any:
@@ -242,7 +246,7 @@ class _InputUnpickler(pickle.Unpickler):
 
 
 @functools.cache
-def _input_cloudpickler() -> type[pickle.Pickler]:
+def _input_cloudpickler() -> type[light.Pickler]:
     import cloudpickle
 
     class InputCloudPickler(cloudpickle.Pickler):  # type: ignore[misc]

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
-import signal
-import socket
 import sys
 from abc import ABC, abstractmethod
 
 from executorlib.standalone.command import get_command_path
 from executorlib.standalone.interactive.control import LENGTH, send_request
+from executorlib.standalone.light import loads, signal, socket
 
 # Nothing is imported here that the start of the fork server can do without: all else is imported while it starts.
 TYPE_CHECKING = False
@@ -163,7 +161,7 @@ class ForkServer(Launcher):
             stop = LENGTH.size + LENGTH.unpack_from(self._partial)[0]
             if len(self._partial) < stop:
                 break
-            found.append(event_of(pickle.loads(self._partial[LENGTH.size : stop])))
+            found.append(event_of(loads(self._partial[LENGTH.size : stop])))
             self._partial = self._partial[stop:]
         return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from collections import namedtuple
 
 # Message kinds, the first byte of a body. To the worker:
 SETUP = b"S"
@@ -32,25 +32,38 @@ DONE, FAILED, EXITED, INIT_FAILED, RANKS_DONE = range(5)
 RESULT_HEAD = struct.Struct("<cBQdd")
 
 
-class Setup(NamedTuple):
+# Not made by typing: a worker starts sooner without it.
+class Setup(
+    namedtuple(
+        "Setup",
+        ("worker_id", "path", "environment", "cwd", "init_function", "error_log_file", "gpus", "keep"),
+        defaults=(None, None, None, None, (), True),
+    )
+):
     """What a worker is told before its first task."""
+
+    __slots__ = ()
 
     worker_id: int
     path: list[str]
-    environment: dict[str, str] | None = None
-    cwd: str | None = None
-    init_function: bytes | None = None
-    error_log_file: str | None = None
-    gpus: tuple[str, ...] = ()
-    keep: bool = True
+    environment: dict[str, str] | None
+    cwd: str | None
+    init_function: bytes | None
+    error_log_file: str | None
+    gpus: tuple[str, ...]
+    keep: bool
 
 
-class Item(NamedTuple):
+class Item(
+    namedtuple("Item", ("number", "function", "data", "buffers", "inputs", "input_buffers"), defaults=(0, None, 0))
+):
     """A task of a RUN message; its buffers and those of its inputs follow the message in this order."""
+
+    __slots__ = ()
 
     number: int
     function: int
     data: bytes
-    buffers: int = 0
-    inputs: bytes | None = None
-    input_buffers: int = 0
+    buffers: int
+    inputs: bytes | None
+    input_buffers: int

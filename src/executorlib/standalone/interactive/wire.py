@@ -17,11 +17,14 @@ from __future__ import annotations
 import functools
 import mmap
 import os
-import socket
 import struct
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterable, Sequence
+    from typing import Any
 
 PREFIX = struct.Struct("<QI")
 NONCE_BYTES = 16
@@ -50,7 +53,7 @@ class ClosedError(ProtocolError):
     """The peer has closed the connection before it has said anything."""
 
 
-Message = tuple[bytes, Sequence[Any]]
+Message = tuple[bytes, "Sequence[Any]"]
 """A body and the buffers that belong to it."""
 
 
@@ -345,6 +348,8 @@ def connect(host: str, port: int, key: bytes, timeout: float = 60.0) -> Connecti
         OSError: nothing is there, or does not let us in within so many seconds
         ProtocolError: what answers is not an executor of this library
     """
+    import socket
+
     sock = socket.create_connection((host, port), timeout=timeout)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, cast
 
-from executorlib.standalone.functions import function_name, takes_parameter
+from executorlib.standalone.callables import function_name, takes_parameter
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import dumps_with_inputs, loads_with_inputs
 from executorlib.task_scheduler.dispatched import DispatchedScheduler

@@ -11,13 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from executorlib.standalone.functions import (
-    NO_FUNCTION,
-    FunctionRef,
-    FunctionTable,
-    function_name,
-    takes_parameter,
-)
+from executorlib.standalone.callables import function_name, takes_parameter
+from executorlib.standalone.functions import NO_FUNCTION, FunctionRef, FunctionTable
 from executorlib.standalone.hardware import gpus
 from executorlib.standalone.interactive.launcher import Launcher
 from executorlib.standalone.resources import Resources

@@ -6,7 +6,9 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -383,6 +385,30 @@ def test_cancel_ends_all_ranks(tmp_path: Path, block: bool, eventually: Eventual
         assert running.cancelled()
         pids = [int(path.name[3:]) for path in tmp_path.glob("pid*")]
         eventually(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_cancel_while_the_result_of_the_call_before_is_on_its_way(tmp_path: Path) -> None:
+    """The executor does not know yet that the call runs; its process is ended as soon as it does."""
+    answers: list[bool] = []
+
+    def cancel_the_last(_: Future[Any]) -> None:  # no result is heard of while this runs
+        tasks.wait_for(tmp_path / "begun")
+        answers.append(exe.cancel(last))
+
+    with SingleNodeExecutor(max_workers=1, block_allocation=True) as exe:
+        list(exe.map(tasks.hold_if, [tmp_path] * 20, range(100, 120)))  # now they are known to be short
+        gate = exe.submit(tasks.hold, tmp_path / "gate", tmp_path / "open")
+        all_are_there = threading.Event()
+        gate.add_done_callback(lambda _: all_are_there.wait(20))
+        (tmp_path / "open").touch()
+        first, second, last = (exe.submit(tasks.hold_if, tmp_path, i) for i in (1, 2, 0))
+        first.add_done_callback(cancel_the_last)
+        all_are_there.set()
+        assert second.result(20) == 2
+        with pytest.raises(CancelledError):
+            last.result(20)
+        assert exe.submit(tasks.add, 1, 1).result(20) == 2
+    assert answers == [True]
 
 
 @ALL

@@ -241,6 +241,13 @@ def test_globals_of_a_script_start_afresh() -> None:
         assert [exe.submit(scope["step"]).result() for _ in range(3)] == [1, 1, 1]
 
 
+def test_globals_that_are_written_by_another_way_start_afresh() -> None:
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    exec("count = 0\ndef step():\n    globals()['count'] = count + 1\n    return count\n", scope)
+    with SingleNodeExecutor(max_workers=1, block_allocation=True) as exe:
+        assert [exe.submit(scope["step"]).result() for _ in range(3)] == [1, 1, 1]
+
+
 def test_arrays_of_a_function_start_afresh() -> None:
     class Holder:
         def __init__(self) -> None:

@@ -68,6 +68,9 @@ def test_a_function_that_cannot_change_is_recognised_without_pickling(table: Fun
             "f"
         ],
         script("class C:\n    n = 0\ndef f(): C.n += 1")["f"],
+        script("n = 0\ndef f():\n    globals()['n'] = 1")["f"],
+        script("def g(): pass\ndef f(): setattr(g, 'n', 1)")["f"],
+        script("n = 0\ndef f(): exec('global n; n += 1')")["f"],
         functools.partial(plain, 1),
         [].append,
     ],

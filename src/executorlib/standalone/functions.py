@@ -27,6 +27,9 @@ _KEPT_BYTES = 1 << 28
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type(...)})
 # What a function must not do if a second call in the same worker is to find what the first one found.
 _WRITES = frozenset(opcode.opmap[name] for name in ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR"))
+# Builtins that write without such an operation. Their names are all that the code tells: a method of that name is taken
+# for them, and its function is pickled at every submission.
+_WRITERS = frozenset({"setattr", "delattr", "globals", "vars", "exec", "eval"})
 _STORE_FREE = opcode.opmap["STORE_DEREF"]
 _MISSING = object()
 _numbers = itertools.count(1)
@@ -203,7 +206,8 @@ class _Reads:
             return False
         codes = list(_all_code(fn.__code__))
         operations = set().union(*(code.co_code[::2] for code in codes))
-        if operations & _WRITES or (fn.__closure__ and _STORE_FREE in operations):
+        names = {name for code in codes for name in code.co_names}
+        if operations & _WRITES or names & _WRITERS or (fn.__closure__ and _STORE_FREE in operations):
             return False
         self._functions.append((fn, _definition(fn)))
         parts = [fn.__defaults__ or (), tuple((fn.__kwdefaults__ or {}).values())]
@@ -212,7 +216,7 @@ class _Reads:
                 parts.append(cell.cell_contents)
             except ValueError:  # not filled yet
                 return False
-        for name in {name for code in codes for name in code.co_names}:
+        for name in names:
             value = fn.__globals__.get(name, _MISSING)
             self._names.append((fn.__globals__, name, value))
             if value is not _MISSING:

@@ -34,7 +34,7 @@ from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import load_error
 from executorlib.task_scheduler.interactive.inbox import Inbox
 from executorlib.task_scheduler.interactive.ledger import TaskLedger
-from executorlib.task_scheduler.interactive.outcome import death, deliver
+from executorlib.task_scheduler.interactive.outcome import death, deliver, fail
 from executorlib.task_scheduler.interactive.pool import ResourcePool
 from executorlib.task_scheduler.interactive.task import Task
 from executorlib.task_scheduler.interactive.worker import STALL_SECONDS, Worker
@@ -400,13 +400,12 @@ class Dispatcher:
         worker: Worker | None = task.worker
         if worker is None or not worker.queue:
             return False
-        if worker.queue[0] is not task:  # its worker is asked for it
-            if worker.asked:
-                self._ledger.unwanted[task.number] = True
-            return worker.asked
-        worker.accused = task.number
-        worker.verdict = CancelledError()
-        self._workers.kill(worker, time.monotonic())
+        self._ledger.unwanted[task.number] = True
+        # Else its worker is asked for it, or has begun it while the result of the one before is still on its way.
+        if worker.queue[0] is task:
+            worker.accused = task.number
+            worker.verdict = CancelledError()
+            self._workers.kill(worker, time.monotonic())
         return True
 
     # Hearing from workers
@@ -432,14 +431,18 @@ class Dispatcher:
             fn = task.fn
             before = fn.seconds
             fn.seconds = seconds if before is None else before + _SMOOTHING * (seconds - before)
-            ledger.ran(task, worker, start, seconds, status in (DONE, RANKS_DONE))
-            deliver(task, status, body[RESULT_HEAD.size :], buffers)
+            if ledger.ran(task, worker, start, seconds, status in (DONE, RANKS_DONE)):
+                deliver(task, status, body[RESULT_HEAD.size :], buffers)
+            else:
+                fail(task, CancelledError())
         if not worked:
             return
         worker.worked = True
         worker.full = False
         if queue:
             self._begun(worker, time.monotonic())
+            if ledger.unwanted.get(queue[0].number):
+                self._cancel_running(queue[0])
             return
         worker.backlog, worker.limit = 0.0, None
         if worker.stopping or not self._policy.keep:
@@ -491,6 +494,8 @@ class Dispatcher:
 
     def _blame(self, task: Task, worker: Worker, error: BaseException | None) -> None:
         task.worker = None
+        if self._ledger.unwanted.get(task.number):
+            error = CancelledError()
         again = error is None and task.attempts < self._policy.restart_limit
         if self._observer is not None and worker.connection is not None:
             self._observer.died(task.number, worker, worker.progress, again)

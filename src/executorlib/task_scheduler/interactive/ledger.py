@@ -25,8 +25,8 @@ class TaskLedger:
     Attributes:
         open: the tasks that have not ended, by their numbers
         ready: those that could start now
-        unwanted: numbers of tasks that are cancelled should they come back from a worker elsewhere; True for those
-            whose worker is to be ended if they do not
+        unwanted: numbers of tasks that are cancelled should they come back from their worker; True for those that are
+            cancelled in any case, with the end of their worker where they have begun
         ended: how many tasks have ended, of which so many failed, and so many have never run
     """
 
@@ -74,17 +74,20 @@ class TaskLedger:
             task.future.put_back()
             self.ready.push_front(task)
 
-    def ran(self, task: Task, worker: Worker, start: float, seconds: float, succeeded: bool) -> None:
-        """A worker has brought the end of a task. Thousands a second come this way."""
+    def ran(self, task: Task, worker: Worker, start: float, seconds: float, succeeded: bool) -> bool:
+        """A worker has brought the end of a task; returns whether its result is still wanted.
+
+        Thousands a second come this way.
+        """
         del self.open[task.number]
-        if self.unwanted:
-            self.unwanted.pop(task.number, None)
+        wanted = not (self.unwanted and self.unwanted.pop(task.number, False))
         self.ended += 1
         if not succeeded:
             self.failed += 1
         if self._observer is not None:
             self._observer.ran(task.number, worker, start, seconds, succeeded)
         task.worker = task.payload = task.values = None
+        return wanted
 
     def fail(self, task: Task, error: BaseException) -> None:
         """End a task that has no result."""

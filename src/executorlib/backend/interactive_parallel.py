@@ -6,7 +6,7 @@ Rank 0 is connected to the executor and passes every message on to the others, s
 rank runs each task; rank 0 sends the results of all. A rank that fails tells the executor so on a connection of its
 own, because rank 0 may be waiting for it inside the task, in a collective call that never ends.
 
-Idle ranks wait with pauses: MPI itself would keep a core busy.
+Idle ranks sleep until rank 0 wakes them. Those on other machines look with pauses: MPI itself would keep a core busy.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from executorlib.backend.bell import Bell
 from executorlib.backend.dict_calls import DictLink
 from executorlib.backend.remote import Arguments, introduce, leave_package_folder, watch_lifeline
 from executorlib.backend.runner import Outcome, Runner
@@ -60,6 +61,7 @@ class RankLink:
     def __init__(self, comm: Any, connection: Connection | None) -> None:
         self._comm = comm
         self._connection = connection
+        self._bell = Bell(comm)
 
     def receive(self) -> Message:
         """Wait for the next message, on all ranks.
@@ -98,10 +100,12 @@ class RankLink:
             data = pickle.dumps(obj)
             for rank in range(1, self._comm.size):
                 self._comm.Send(data, dest=rank)
+            self._bell.ring()
             return obj
         from mpi4py import MPI
 
         status = MPI.Status()
+        self._bell.wait()
         wait_for(lambda: bool(self._comm.Iprobe(source=0, status=status)))
         received = bytearray(status.Get_count(MPI.BYTE))
         self._comm.Recv(received, source=0)

@@ -95,7 +95,7 @@ bench-smoke: $(PY) ## every benchmark once and short
 	@$(PY) benchmarks/run.py --smoke $(BENCH_ARGS)
 
 docs: $(VENV)/.docs ## documentation as HTML in docs/_build/html
-	@$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
+	@$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build/html && echo "the pages are in docs/_build/html"
 
 clean: ## remove what builds and tests leave behind
 	rm -rf build dist docs/_build docs/notebooks .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache

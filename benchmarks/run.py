@@ -24,7 +24,7 @@ from report import Line, Table
 from rows import NAMES, OURS, PEERS, ROWS, Row
 
 # Seconds that a row may spend on one peer: one that needs longer is measured less often.
-_ENOUGH = 20.0
+_ENOUGH = 8.0
 # Seconds after which a smoke test leaves the peers aside, so that it ends in a minute.
 _SMOKE_PEERS = 30.0
 

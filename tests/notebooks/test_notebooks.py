@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from slurm_fixtures import FIXTURES, AllocationOf
 
 nbformat = pytest.importorskip("nbformat", reason="reads notebooks; in executorlib[test]")
 pytest.importorskip("nbclient", reason="runs notebooks; in executorlib[test]")
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+slurm_conf, in_slurm, shared_allocation, allocation, *_ = FIXTURES
+FOLDER = Path(__file__).parents[2] / "notebooks"
+BATCH_JOBS, ALLOCATION = FOLDER / "2-hpc-cluster.ipynb", FOLDER / "3-hpc-job.ipynb"
+ANYWHERE = sorted(set(FOLDER.glob("*.ipynb")) - {BATCH_JOBS, ALLOCATION})
 EXECUTE = """
 import sys, nbclient, nbformat
 notebook = nbformat.read(sys.argv[1], as_version=4)
@@ -36,8 +40,8 @@ def printed(notebook: Any) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
-def test_a_notebook_prints_what_is_stored(path: Path, tmp_path: Path) -> None:
+def check(path: Path, tmp_path: Path) -> None:
+    """Run a notebook; it must print what is stored in it."""
     copy = tmp_path / "new.ipynb"
     # In a process of its own: what it leaves open is not what is tested here.
     done = subprocess.run(
@@ -55,5 +59,22 @@ def test_a_notebook_prints_what_is_stored(path: Path, tmp_path: Path) -> None:
         assert [kind for kind in kinds[0] if kind] == [kind for kind in kinds[1] if kind], "pictures are stored too"
 
 
+@pytest.mark.parametrize("path", ANYWHERE, ids=[path.stem for path in ANYWHERE])
+def test_a_notebook_prints_what_is_stored(path: Path, tmp_path: Path) -> None:
+    check(path, tmp_path)
+
+
+@pytest.mark.slurm
+@pytest.mark.xdist_group("slurm")
+def test_the_notebook_of_batch_jobs(in_slurm: None, tmp_path: Path) -> None:
+    check(BATCH_JOBS, tmp_path)
+
+
+@pytest.mark.slurm
+@pytest.mark.xdist_group("slurm")
+def test_the_notebook_of_an_allocation(allocation: AllocationOf, tmp_path: Path) -> None:
+    check(ALLOCATION, tmp_path)
+
+
 def test_there_are_notebooks() -> None:
-    assert len(NOTEBOOKS) >= 3
+    assert len(ANYWHERE) >= 3

@@ -128,6 +128,16 @@ def test_what_breaks_is_told_with_slurms_words(make_cluster: Make, tmp_path: Pat
             limited.result(40)
 
 
+def test_a_job_for_which_no_node_is_large_enough(make_cluster: Make) -> None:
+    """Slurm takes it, and would let it wait for ever."""
+    with make_cluster() as exe:
+        impossible = exe.submit(cluster_tasks.add, 1, resource_dict={"threads_per_core": 999})
+        error = impossible.exception(30)
+        assert isinstance(error, WorkerDiedError)
+        assert "it can never start: PartitionConfig" in str(error)
+    assert queue() == []
+
+
 def test_a_map_is_an_array(make_cluster: Make, cache: Path, tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     with make_cluster() as exe:

@@ -16,8 +16,10 @@ WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPEC
 RUNNING = frozenset(
     {"CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"}
 )
-# Reasons for which a job waits for ever.
-NEVER = frozenset({"DependencyNeverSatisfied", "BadConstraints", "PartitionNodeLimit", "PartitionTimeLimit"})
+# Reasons for which a job waits for ever. (Nodes that are down or drained have others.)
+NEVER = frozenset(
+    {"DependencyNeverSatisfied", "BadConstraints", "PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit"}
+)
 
 _EXPLANATIONS = {
     "TIMEOUT": "it reached its time limit",

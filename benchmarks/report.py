@@ -65,6 +65,7 @@ class Table:
         load: processes that wanted to run, before and after
         minutes: how long it took
         lines: the rows
+        anew: the keys of those that were measured once more, later than the rest
     """
 
     machine: dict[str, str]
@@ -72,6 +73,7 @@ class Table:
     load: tuple[float, float]
     minutes: float
     lines: list[Line]
+    anew: tuple[str, ...] = ()
 
     def reached(self, line: Line, goal: Goal) -> float | None:
         """What a goal bounds: our figure, or its ratio. None if there is no such figure."""
@@ -157,12 +159,17 @@ def as_markdown(table: Table) -> str:
         f"{machine}.\n\n"
         f"Median of {table.repeat}, of fewer where a peer takes long; two workers where nothing else is said. "
         f"Load of the machine before and after: {table.load[0]:.1f} and {table.load[1]:.1f}. "
-        f"It took {table.minutes:.0f} minutes.\n\n"
+        f"It took {table.minutes:.0f} minutes. {_anew_text(table)}\n\n"
         + _grid(["work", "this library", "goal", "reached", "best peer", "better by"], goals)
         + "\n## All figures\n\n"
         + _grid(["", *(NAMES[library] for library in libraries)], figures)
         + _notes(table)
     )
+
+
+def _anew_text(table: Table) -> str:
+    titles = [line.row.title for line in table.lines if line.row.key in table.anew]
+    return f"Measured once more, later: {'; '.join(titles)}." if titles else ""
 
 
 def _short_figure(line: Line, library: str) -> str:
@@ -177,6 +184,27 @@ def _notes(table: Table) -> str:
     return "\n\\* With less work, as the same would take minutes: see `fewer` in `results.json`.\n" if starred else ""
 
 
+def from_json(text: str) -> Table:
+    """The table that `as_json` has written, without rows that there are no more."""
+    found = json.loads(text)
+    lines = []
+    for each in found["rows"]:
+        row = next((row for row in ROWS if row.key == each["key"]), None)
+        if row is not None:
+            figures = each["figures"].items()
+            lines.append(
+                Line(
+                    row,
+                    {library: Outcome(known["median"], known["failure"]) for library, known in figures},
+                    {library: [Outcome(value) for value in known["all"]] for library, known in figures},
+                )
+            )
+    load = found["load"]
+    return Table(
+        found["machine"], found["repeat"], (load[0], load[1]), found["minutes"], lines, tuple(found.get("anew", ()))
+    )
+
+
 def as_json(table: Table) -> str:
     """Everything, with the single measurements."""
     return json.dumps(
@@ -185,6 +213,7 @@ def as_json(table: Table) -> str:
             "repeat": table.repeat,
             "load": [round(value, 2) for value in table.load],
             "minutes": round(table.minutes, 1),
+            "anew": list(table.anew),
             "rows": [_json_row(table, line) for line in table.lines],
         },
         indent=1,

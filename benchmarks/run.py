@@ -7,6 +7,7 @@ so that what else the machine does hits all of them.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import fnmatch
 import os
 import statistics
@@ -53,6 +54,9 @@ def main() -> int:
         minutes=(time.monotonic() - start) / 60,
         lines=lines,
     )
+    if options.update:
+        _update(table)
+        return 0
     directory = options.output or _directory(options, complete=len(rows) == len(ROWS) and len(peers) == len(PEERS))
     _write(table, directory)
     if not options.smoke:  # The figures of a smoke test mean nothing.
@@ -61,6 +65,16 @@ def main() -> int:
     if failures:
         print(f"no figure for: {', '.join(failures)}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _update(new: Table) -> None:
+    """Put rows into the kept table; the rest of it stays."""
+    directory = ROOT / "benchmarks" / "results"
+    old = report.from_json((directory / "results.json").read_text())
+    measured = {line.row.key: line for line in new.lines}
+    lines = [measured.get(line.row.key, line) for line in old.lines]
+    anew = tuple(line.row.key for line in lines if line.row.key in {*old.anew, *measured})
+    _write(dataclasses.replace(old, lines=lines, anew=anew), directory)
 
 
 def _has_slurm() -> bool:
@@ -80,6 +94,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="every benchmark once and short, to see that they work")
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="benchmarks by name")
     parser.add_argument("--peers", nargs="*", choices=PEERS, metavar="PEER", help=f"of {', '.join(PEERS)}")
+    parser.add_argument("--update", action="store_true", help="put the rows into the kept table of the last whole run")
     parser.add_argument("--repeat", type=int, metavar="N", help="measurements of each figure; their median counts")
     parser.add_argument("--output", type=Path, metavar="DIR", help="benchmarks/results for a complete run, else .bench")
     options = parser.parse_args()

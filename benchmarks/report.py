@@ -167,6 +167,24 @@ def as_markdown(table: Table) -> str:
     )
 
 
+def as_summary(table: Table) -> str:
+    """The table of the README."""
+    rows = [
+        [
+            line.row.title,
+            f"{figure(line, OURS)} {line.row.unit}",
+            figure(line, "futures"),
+            f"{figure(line, best)} ({NAMES[best]})" if (best := line.best_peer) else "-",
+            "-" if not best or (advantage := line.advantage(best)) is None else f"{number(advantage)} ×",
+        ]
+        for line in table.lines
+    ]
+    machine = ", ".join(f"{name}: {value}" for name, value in table.machine.items())
+    return f"{machine}.\n\n" + _grid(
+        ["work", "this library", NAMES["futures"], "best of the other libraries", "better than that by"], rows
+    )
+
+
 def _anew_text(table: Table) -> str:
     titles = [line.row.title for line in table.lines if line.row.key in table.anew]
     return f"Measured once more, later: {'; '.join(titles)}." if titles else ""

@@ -26,6 +26,8 @@ from rows import NAMES, OURS, PEERS, ROWS, Row
 
 # Seconds that a row may spend on one peer: one that needs longer is measured less often.
 _ENOUGH = 8.0
+# The figures in the README stand between these.
+_FIGURES, _END = "<!-- figures of make bench -->", "<!-- end of the figures -->"
 # Seconds after which a smoke test leaves the peers aside, so that it ends in a minute.
 _SMOKE_PEERS = 30.0
 
@@ -150,6 +152,16 @@ def _write(table: Table, directory: Path) -> None:
     (directory / "results.json").write_text(report.as_json(table))
     (directory / "results.md").write_text(report.as_markdown(table))
     (directory / "results.svg").write_text(plot.as_svg(table))
+    if directory == ROOT / "benchmarks" / "results":
+        _write_readme(table)
+
+
+def _write_readme(table: Table) -> None:
+    """The README shows the kept figures."""
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text().partition(_FIGURES)
+    after = rest.partition(_END)[2]
+    readme.write_text(f"{before}{_FIGURES}\n\n{report.as_summary(table)}\n{_END}{after}")
 
 
 if __name__ == "__main__":

@@ -81,7 +81,8 @@ def test_lists_of_nodes(text: str) -> None:
 @pytest.mark.parametrize("text", NODES)
 def test_lists_of_nodes_as_slurm_reads_them(text: str) -> None:
     found = subprocess.run(["scontrol", "show", "hostnames", text], capture_output=True, text=True)
-    if found.returncode == 0:  # older versions want a configuration for this
+    # Older versions want a configuration for this, and do not know every form.
+    if found.returncode == 0 and "Invalid hostlist" not in found.stderr:
         assert expand_nodes(text) == found.stdout.split()
 
 

@@ -52,7 +52,7 @@ def measure(case: str, library: str, arguments: dict[str, Any], limit: float) ->
                 process.wait()
                 _end_remains(mark, work.resolve())
         if code:
-            lines = err.read_text(errors="replace").strip().splitlines()
+            lines = err.read_text(errors="replace").replace(str(work), ".").strip().splitlines()
             return Outcome(None, f"failed: {lines[-1][:200]}" if lines else f"failed: exit code {code}")
         return Outcome(float(json.loads(out.read_text().splitlines()[-1])["value"]))
 

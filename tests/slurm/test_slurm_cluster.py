@@ -47,7 +47,7 @@ def make_cluster(in_slurm: None, cache: Path) -> Iterator[Make]:
     yield make
     while made:
         made.pop().kill_workers()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30  # an element of an array may just have started, to find nothing to do
     while left := queue():
         assert time.monotonic() < deadline, f"jobs are left: {left}"
         time.sleep(0.2)

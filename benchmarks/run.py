@@ -56,17 +56,18 @@ def main() -> int:
         minutes=(time.monotonic() - start) / 60,
         lines=lines,
     )
+    failures = [line.row.key for line in lines if line.ours is None]
+    if failures:
+        print(f"no figure for: {', '.join(failures)}", file=sys.stderr)
     if options.update:
-        _update(table)
-        return 0
+        if not failures:
+            _update(table)
+        return bool(failures)
     directory = options.output or _directory(options, complete=len(rows) == len(ROWS) and len(peers) == len(PEERS))
     _write(table, directory)
     if not options.smoke:  # The figures of a smoke test mean nothing.
         print(report.as_markdown(table))
-    failures = [line.row.key for line in lines if line.ours is None]
-    if failures:
-        print(f"no figure for: {', '.join(failures)}", file=sys.stderr)
-    return 1 if failures else 0
+    return bool(failures)
 
 
 def _update(new: Table) -> None:
@@ -100,6 +101,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, metavar="N", help="measurements of each figure; their median counts")
     parser.add_argument("--output", type=Path, metavar="DIR", help="benchmarks/results for a complete run, else .bench")
     options = parser.parse_args()
+    if options.update and (options.smoke or options.peers is not None):
+        parser.error("--update measures rows as a whole run does: without --smoke and --peers")
     options.repeat = options.repeat or (1 if options.smoke else 5)
     return options
 
@@ -160,7 +163,9 @@ def _write_readme(table: Table) -> None:
     """The README shows the kept figures."""
     readme = ROOT / "README.md"
     before, _, rest = readme.read_text().partition(_FIGURES)
-    after = rest.partition(_END)[2]
+    _, end, after = rest.partition(_END)
+    if not end:
+        raise SystemExit(f"README.md has no {_FIGURES} with {_END} behind it")
     readme.write_text(f"{before}{_FIGURES}\n\n{report.as_summary(table)}\n{_END}{after}")
 
 

@@ -84,6 +84,12 @@ def test_arrays_small_and_large(make_executor: MakeExecutor) -> None:
             assert second.flags.writeable
 
 
+def test_more_arrays_than_fit_into_a_message_that_mpi_sends_at_once() -> None:
+    """What says how many there are may wait for its receiver: who sleeps is woken first."""
+    with SingleNodeExecutor(max_cores=2, block_allocation=True, resource_dict=TWO) as exe:
+        assert exe.submit(len, [np.zeros(8192) for _ in range(2500)]).result(40) == [2500, 2500]
+
+
 def test_many_calls_of_a_block_allocation() -> None:
     with SingleNodeExecutor(max_cores=2, block_allocation=True, resource_dict=TWO) as exe:
         assert exe.max_workers == 1

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from golden_files import check_golden
 
-from executorlib.standalone import slurm_queue
 from executorlib.standalone.command import get_command_path
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.slurm_queue import JobStatus, parse
@@ -73,10 +72,13 @@ def test_a_job_inherits_nothing_of_the_job_that_the_program_runs_in() -> None:
 
 
 def test_what_squeue_says() -> None:
-    text = "12|RUNNING|1-02:03:04|None\n13_4|PENDING|0:00|DependencyNeverSatisfied\n14|TIMEOUT|1:00|TimeLimit\n"
+    text = (
+        "12|RUNNING|1-02:03:04|main|None\n13_4|PENDING|0:00|main|DependencyNeverSatisfied\n"
+        "14|TIMEOUT|1:00|main|TimeLimit\n15|PENDING|0:00|main|PartitionConfig\n16|PENDING|0:00|a,b|PartitionConfig\n"
+    )
     found = parse(text)
-    assert found["12"] == JobStatus("RUNNING", 93784.0, "None")
+    assert found["12"] == JobStatus("RUNNING", 93784.0, "None", "main")
     assert not found["12"].ended
-    assert found["13_4"].reason in slurm_queue.NEVER
+    assert [job for job, status in found.items() if status.never_starts] == ["13_4", "15"]
     assert found["14"].ended
     assert found["14"].explain() == "TIMEOUT (it reached its time limit; TimeLimit)"

@@ -18,6 +18,11 @@ from mpi4py import MPI
 from executorlib.backend.bell import Bell
 
 comm = MPI.COMM_WORLD
+if sys.argv[1] == "short":  # of descriptors
+    import os, resource
+
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
 if sys.argv[1] == "apart":
     socket.gethostname = lambda: f"host{comm.rank}"
 bell = Bell(comm)
@@ -30,7 +35,14 @@ print(comm.gather(bell._heard is not None) or "")
 """
 
 
-@pytest.mark.parametrize(("where", "hear"), [("together", "[False, True, True]"), ("apart", "[False, False, False]")])
+@pytest.mark.parametrize(
+    ("where", "hear"),
+    [
+        ("together", "[False, True, True]"),
+        ("apart", "[False, False, False]"),
+        ("short", "[False, False, False]"),
+    ],
+)
 def test_ranks_of_the_machine_hear_the_bell_and_others_do_not_wait_for_it(where: str, hear: str) -> None:
     needs_mpi()
     command = [*mpiexec_command(3), sys.executable, "-c", PROGRAM, where]

@@ -48,6 +48,7 @@ def ref_of(table: FunctionTable, fn: Any) -> Any:
         script("import math\nC = 3\ndef g(x): return x * C\ndef f(x): return math.sin(g(x))")["f"],
         script("def f(n): return n and f(n - 1)")["f"],
         script("f = (lambda c: lambda x: x + c)(5)")["f"],
+        script("def f(frame): return frame.eval('a')")["f"],
     ],
 )
 def test_a_function_that_cannot_change_is_recognised_without_pickling(table: FunctionTable, fn: Any) -> None:
@@ -71,6 +72,8 @@ def test_a_function_that_cannot_change_is_recognised_without_pickling(table: Fun
         script("n = 0\ndef f():\n    globals()['n'] = 1")["f"],
         script("def g(): pass\ndef f(): setattr(g, 'n', 1)")["f"],
         script("n = 0\ndef f(): exec('global n; n += 1')")["f"],
+        script("n = 0\ndef f(): f.__globals__['n'] = 1")["f"],
+        script("def g(): pass\ndef f(): object.__setattr__(g, 'n', 1)")["f"],
         functools.partial(plain, 1),
         [].append,
     ],

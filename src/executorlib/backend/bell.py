@@ -25,29 +25,42 @@ class Bell:
     def __init__(self, comm: Any) -> None:
         self._heard: int | None = None
         self._rung: list[int] = []
-        pipes = [os.pipe() for _ in range(1, comm.size)] if comm.rank == 0 else []
-        mine = (socket.gethostname(), os.getpid(), [(end, _identity(end)) for end, _ in pipes])
-        host, pid, ends = comm.bcast(mine)
-        if comm.rank != 0 and host == socket.gethostname():
-            self._heard = _opened(f"/proc/{pid}/fd/{ends[comm.rank - 1][0]}", ends[comm.rank - 1][1])
-        hearing = comm.gather(self._heard is not None)
-        for (end, ring), hears in zip(pipes, (hearing or [])[1:], strict=True):
-            os.close(end)
-            if hears:
-                self._rung.append(ring)
-            else:
-                os.close(ring)
+        host = socket.gethostname()
+        # An error in one rank would let the others wait in the next call for ever: there is none that is not caught.
+        hosts = comm.gather(host) or []
+        pipes = [_pipe() if other == host else None for other in hosts[1:]]
+        pid, names = comm.bcast((os.getpid(), [pipe and (pipe[0], _identity(pipe[0])) for pipe in pipes]))
+        name = names[comm.rank - 1] if comm.rank != 0 else None
+        if name is not None:
+            self._heard = _opened(f"/proc/{pid}/fd/{name[0]}", name[1])
+        hearing = comm.gather(self._heard is not None) or []
+        for pipe, hears in zip(pipes, hearing[1:], strict=True):
+            if pipe is not None:
+                os.close(pipe[0])
+                if hears:
+                    self._rung.append(pipe[1])
+                else:
+                    os.close(pipe[1])
 
     def ring(self) -> None:
-        """Wake the others for a message (rank 0)."""
+        """Wake the others for a message (rank 0), before it is sent: MPI may wait for them to receive it."""
         for ring in self._rung:
             with contextlib.suppress(OSError):  # it has ended, which its launcher will notice
                 os.write(ring, b"x")
 
     def wait(self) -> None:
         """Sleep until a message is about to come, where there is a bell (any other rank)."""
-        if self._heard is not None and not os.read(self._heard, 1):
-            self._heard = None  # rank 0 has ended, and will be followed by this one
+        if self._heard is not None and not os.read(self._heard, 1):  # rank 0 has ended: this one will follow
+            os.close(self._heard)
+            self._heard = None
+
+
+def _pipe() -> tuple[int, int] | None:
+    """A pipe, if there are descriptors left for it."""
+    try:
+        return os.pipe()
+    except OSError:
+        return None
 
 
 def _identity(end: int) -> tuple[int, int]:

@@ -98,9 +98,9 @@ class RankLink:
         """Send an object from rank 0 to all; the others wait for it without using their core."""
         if self._comm.rank == 0:
             data = pickle.dumps(obj)
+            self._bell.ring()
             for rank in range(1, self._comm.size):
                 self._comm.Send(data, dest=rank)
-            self._bell.ring()
             return obj
         from mpi4py import MPI
 

@@ -162,7 +162,7 @@ def main(argv: list[str]) -> None:
     # What nearly every worker needs, once instead of in each.
     import inspect  # noqa: F401
 
-    import executorlib.standalone.functions  # noqa: F401
+    import executorlib.standalone.plain_function  # noqa: F401
 
     with contextlib.suppress(ImportError):
         import cloudpickle.cloudpickle  # noqa: F401

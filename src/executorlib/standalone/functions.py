@@ -15,7 +15,7 @@ import operator
 import sys
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from executorlib.standalone.callables import function_name
@@ -27,9 +27,9 @@ _KEPT_BYTES = 1 << 28
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type(...)})
 # What a function must not do if a second call in the same worker is to find what the first one found.
 _WRITES = frozenset(opcode.opmap[name] for name in ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR"))
-# Builtins that write without such an operation. Their names are all that the code tells: a method of that name is taken
-# for them, and its function is pickled at every submission.
+# Names by which a function writes without such an operation: builtins, and attributes.
 _WRITERS = frozenset({"setattr", "delattr", "globals", "vars", "exec", "eval"})
+_WRITABLE = frozenset({"__dict__", "__globals__", "__setattr__", "__delattr__"})
 _STORE_FREE = opcode.opmap["STORE_DEREF"]
 _MISSING = object()
 _numbers = itertools.count(1)
@@ -207,7 +207,9 @@ class _Reads:
         codes = list(_all_code(fn.__code__))
         operations = set().union(*(code.co_code[::2] for code in codes))
         names = {name for code in codes for name in code.co_names}
-        if operations & _WRITES or names & _WRITERS or (fn.__closure__ and _STORE_FREE in operations):
+        if operations & _WRITES or (fn.__closure__ and _STORE_FREE in operations):
+            return False
+        if names & _WRITABLE or _uses_writers(codes, names):
             return False
         self._functions.append((fn, _definition(fn)))
         parts = [fn.__defaults__ or (), tuple((fn.__kwdefaults__ or {}).values())]
@@ -249,6 +251,19 @@ def _travels_by_name(obj: Any) -> bool:
     for part in obj.__qualname__.split("."):
         found = getattr(found, part, None)
     return found is obj
+
+
+def _uses_writers(codes: Iterable[types.CodeType], names: set[str]) -> bool:
+    """Whether one of the builtins is read, and not just a method of that name."""
+    if not names & _WRITERS:
+        return False
+    import dis
+
+    return any(
+        step.argval in _WRITERS and step.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+        for code in codes
+        for step in dis.get_instructions(code)
+    )
 
 
 def _all_code(code: types.CodeType) -> Iterator[types.CodeType]:

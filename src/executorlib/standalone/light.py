@@ -3,7 +3,7 @@
 They are thin layers of Python over modules written in C, and import re, enum and selectors for it: more than half of
 what stood between the start of a fork server and a script's first result. Here are the parts written in C; where an
 interpreter has no such parts, the documented modules take their places. Names mean what they mean there, except that
-sockets are those without ``makefile`` and signals are plain numbers.
+sockets lack ``accept``, ``makefile`` and ``with``, and signals are plain numbers.
 """
 
 from __future__ import annotations

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 _QUERY_SECONDS = 60.0
-_FORMAT = "%i|%T|%M|%r"
+_FORMAT = "%i|%T|%M|%P|%r"
 _TIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
 
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 RUNNING = frozenset(
     {"CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"}
 )
-# Reasons for which a job waits for ever. (Nodes that are down or drained have others.)
-NEVER = frozenset(
-    {"DependencyNeverSatisfied", "BadConstraints", "PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit"}
-)
+# Reasons for which a job waits until somebody changes the job or the cluster. (Nodes that are down have others.)
+_NEVER = frozenset({"DependencyNeverSatisfied", "BadConstraints"})
+# These are said of the partition that was looked at last: a job that names several may start in another.
+_NEVER_IN_PARTITION = frozenset({"PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit"})
 
 _EXPLANATIONS = {
     "TIMEOUT": "it reached its time limit",
@@ -40,15 +40,22 @@ class JobStatus(NamedTuple):
         state: in Slurm's words, for example "RUNNING"
         seconds: how long it has run
         reason: why it waits or has failed
+        partitions: those that it may run in, or runs in, with commas between them
     """
 
     state: str
     seconds: float = 0.0
     reason: str = ""
+    partitions: str = ""
 
     @property
     def ended(self) -> bool:
         return self.state not in WAITING and self.state not in RUNNING
+
+    @property
+    def never_starts(self) -> bool:
+        """Whether it waits for ever."""
+        return self.reason in _NEVER or (self.reason in _NEVER_IN_PARTITION and "," not in self.partitions)
 
     def explain(self) -> str:
         """The state as part of a sentence."""
@@ -72,8 +79,8 @@ def parse(text: str) -> dict[str, JobStatus]:
     """What squeue prints in our format."""
     found = {}
     for line in text.splitlines():
-        job, state, used, reason = line.strip().split("|", 3)
-        found[job] = JobStatus(state, _seconds(used), reason)
+        job, state, used, partitions, reason = line.strip().split("|", 4)
+        found[job] = JobStatus(state, _seconds(used), reason, partitions)
     return found
 
 

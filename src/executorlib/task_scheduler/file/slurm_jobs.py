@@ -259,7 +259,7 @@ class SlurmJobs(JobLauncher):
             return
         if status.state in slurm_queue.WAITING:
             submitted.begun = False
-            if status.reason in slurm_queue.NEVER:
+            if status.never_starts:
                 self._to_cancel.append(number)
                 self._ended(number, submitted, status, f"it can never start: {status.reason}")
         elif not status.ended:

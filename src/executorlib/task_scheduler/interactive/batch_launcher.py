@@ -113,7 +113,7 @@ class BatchLauncher(Launcher):
         self._queue.close()
 
     def _compare(self, worker: int, job: str, status: JobStatus) -> None:
-        if status.state in slurm_queue.WAITING and status.reason in slurm_queue.NEVER:
+        if status.state in slurm_queue.WAITING and status.never_starts:
             self._cancel([job])
             self._exited(worker, f"it can never start: {status.reason}")
         elif status.ended:

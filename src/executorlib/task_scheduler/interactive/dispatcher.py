@@ -374,9 +374,10 @@ class Dispatcher:
     def _returned(self, worker: Worker, tasks: Sequence[Task]) -> None:
         """A worker elsewhere has given back what it had not begun."""
         self._ledger.put_back(tasks)
-        for task in list(worker.queue):  # it has begun these
-            if self._ledger.unwanted.pop(task.number, False):
-                self._cancel_running(task)
+        for task in worker.queue:  # it has begun these
+            if not self._ledger.unwanted.get(task.number):
+                self._ledger.unwanted.pop(task.number, None)
+        self._end_unwanted(worker)
         if not worker.queue and worker.stopping:
             self._workers.stop(worker, time.monotonic())
 
@@ -388,8 +389,9 @@ class Dispatcher:
         for worker in {task.worker for task in tasks if task.worker is not None}:
             self._put_back(worker)
             if later and worker.asked:
-                sent = (task.number for task in tasks if task.worker is worker)
-                self._ledger.unwanted.update(dict.fromkeys(sent, False))
+                for task in tasks:
+                    if task.worker is worker:
+                        self._ledger.unwanted.setdefault(task.number, False)
         for task in tasks:
             if task.worker is None and task.number in self._ledger.open:
                 self._ledger.fail(task, CancelledError())
@@ -401,12 +403,23 @@ class Dispatcher:
         if worker is None or not worker.queue:
             return False
         self._ledger.unwanted[task.number] = True
-        # Else its worker is asked for it, or has begun it while the result of the one before is still on its way.
         if worker.queue[0] is task:
-            worker.accused = task.number
-            worker.verdict = CancelledError()
-            self._workers.kill(worker, time.monotonic())
+            self._end_first(worker)
+        # Else its worker is asked for it, or has begun it while the result of the one before is still on its way.
         return True
+
+    def _end_unwanted(self, worker: Worker) -> None:
+        """End a worker if it has begun what was cancelled."""
+        if worker.queue and not worker.asked and self._ledger.unwanted.get(worker.queue[0].number):
+            self._end_first(worker)
+
+    def _end_first(self, worker: Worker) -> None:
+        number = worker.queue[0].number
+        if worker.doomed and worker.accused == number:
+            return  # a second signal would take from a launcher the time to end its ranks
+        worker.accused = number
+        worker.verdict = CancelledError()
+        self._workers.kill(worker, time.monotonic())
 
     # Hearing from workers
 
@@ -441,8 +454,7 @@ class Dispatcher:
         worker.full = False
         if queue:
             self._begun(worker, time.monotonic())
-            if ledger.unwanted.get(queue[0].number):
-                self._cancel_running(queue[0])
+            self._end_unwanted(worker)
             return
         worker.backlog, worker.limit = 0.0, None
         if worker.stopping or not self._policy.keep:
@@ -536,7 +548,8 @@ class Dispatcher:
         for worker in list(self._workers.workers.values()):
             self._put_back(worker)
             if worker.asked:
-                self._ledger.unwanted.update(dict.fromkeys((task.number for task in worker.queue), False))
+                for task in worker.queue:
+                    self._ledger.unwanted.setdefault(task.number, False)
         self._ledger.ready.clear()
         for task in list(self._ledger.open.values()):
             if task.worker is None:

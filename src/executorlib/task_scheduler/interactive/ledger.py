@@ -81,6 +81,7 @@ class TaskLedger:
         """
         del self.open[task.number]
         wanted = not (self.unwanted and self.unwanted.pop(task.number, False))
+        succeeded = succeeded and wanted
         self.ended += 1
         if not succeeded:
             self.failed += 1

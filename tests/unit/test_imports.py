@@ -136,8 +136,10 @@ def test_every_module_can_be_imported_alone(path: Path) -> None:
     """No module counts on another having been imported before (here: its names exist once it is imported)."""
     name = name_of(path)
     missing: str | None = None
+    before = list(sys.path)
     try:
         importlib.import_module(name)
     except ImportError as error:  # an optional library that is not here
         missing = error.name
     assert not str(missing or "").startswith(ROOM)
+    assert sys.path == before

@@ -3,10 +3,11 @@
 import os
 import sys
 
-# Run as a file, whose folder is not a place where a program's modules are to be found.
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+if __name__ == "__main__":
+    # Run as a file, whose folder is not a place where a program's modules are to be found.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from executorlib.standalone.hdf5_process import serve  # noqa: E402
+from executorlib.standalone.hdf5_process import serve
 
 _IDLE_SECONDS = 1.0
 

@@ -38,7 +38,7 @@ def make_workers(in_slurm: None, tmp_path: Path) -> Iterator[Make]:
     yield make
     while made:
         made.pop().kill_workers()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while left := queue():
         assert time.monotonic() < deadline, f"jobs are left: {left}"
         time.sleep(0.2)

@@ -65,7 +65,8 @@ def test_the_step_of_an_agent_is_cancelled(make_job: Make, block: bool, tmp_path
         future = exe.submit(begin_and_sleep, tmp_path / "begun")
         eventually(lambda: (tmp_path / "begun").exists() and (tmp_path / "begun").read_text())
         pid, step = (tmp_path / "begun").read_text().split()
-        subprocess.run(["scancel", step], check=True)
+        # It has been seen to cancel the step, and then to say that there is no such job.
+        subprocess.run(["scancel", step], check=False)
         with pytest.raises(WorkerDiedError, match="lost with the agent on n1") as caught:
             future.result(15)
         assert "CANCELLED" in str(caught.value), caught.value

@@ -92,7 +92,8 @@ class Element:
     def _run_own(self) -> int:
         begun = time.monotonic()
         while not self._begin(self._own):
-            if os.path.exists(self._tasks[self._own].output):
+            # Done by another, or called off: its helper may be gone too.
+            if os.path.exists(self._tasks[self._own].output) or not os.path.exists(self._tasks[self._own].input):
                 return 0
             if self._is_abandoned(self._own):
                 self._let_go(self._own)

@@ -191,6 +191,41 @@ def test_run_time_max_ends_all_ranks(tmp_path: Path, eventually: Eventually) -> 
         eventually(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="where the memory has a file to be seen")
+def test_killed_ranks_leave_no_shared_memory(make_executor: MakeExecutor, tmp_path: Path) -> None:
+    def die() -> None:
+        from mpi4py import MPI
+
+        if MPI.COMM_WORLD.rank == 0:
+            with open("/proc/self/maps", encoding="utf-8") as file:
+                (tmp_path / "maps").write_text(file.read(), encoding="utf-8")
+            tasks.end_self(9)
+        MPI.COMM_WORLD.Barrier()
+
+    with make_executor(max_workers=None, max_cores=2, resource_dict=TWO) as exe:
+        with pytest.raises(WorkerDiedError):
+            exe.submit(die).result(40)
+        lines = (tmp_path / "maps").read_text(encoding="utf-8").splitlines()
+        shared = [line.partition("/")[2] for line in lines if "/dev/shm/" in line]
+        assert shared, "ranks of one machine share memory"
+        assert not [name for name in shared if Path("/", name).exists()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where the memory has a file to be seen")
+def test_mpi_of_a_serial_call_is_ended(make_executor: MakeExecutor) -> None:
+    def world() -> tuple[int, list[str]]:
+        from mpi4py import MPI
+
+        with open("/proc/self/maps", encoding="utf-8") as file:
+            names = [line.rstrip().partition("/")[2] for line in file if "/dev/shm/mpich" in line]
+        return MPI.COMM_WORLD.size, names
+
+    with make_executor() as exe:
+        size, names = exe.submit(world).result(40)
+    assert size == 1
+    assert not [name for name in names if Path("/", name).exists()]
+
+
 def test_cancelled_and_shut_down() -> None:
     with SingleNodeExecutor(max_cores=2, resource_dict=TWO) as exe:
         futures = [exe.submit(tasks.add, i) for i in range(3)]

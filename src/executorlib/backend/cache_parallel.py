@@ -17,6 +17,7 @@ import time
 from typing import Any
 
 from executorlib.backend.cache_call import FileCall, Outcome, combine, end, failure, report, set_up
+from executorlib.backend.ranks import start_mpi
 from executorlib.backend.worker import finish
 from executorlib.standalone.cache_claim import TAKEN_EXIT_CODE, take
 from executorlib.standalone.cache_outcome import is_ended, read_call
@@ -30,15 +31,9 @@ _RANK_SECONDS = 3.0
 def main(argv: list[str]) -> int:
     """Run the task on this rank; returns the exit code."""
     paths = _task_of(argv)
-    try:
-        from mpi4py import MPI
-    except ImportError as error:
-        sys.exit(
-            f"More than one core per task needs mpi4py, which {sys.executable} lacks ({error}): "
-            "install it with 'pip install mpi4py', or with the extra executorlib[mpi]."
-        )
-    comm = MPI.COMM_WORLD.Dup()
-    code = comm.bcast(_begin(paths) if comm.rank == 0 else None)
+    comm = start_mpi()
+    rank = comm.rank
+    code = comm.bcast(_begin(paths) if rank == 0 else None)
     if code is not None:
         return int(code)
     try:
@@ -53,7 +48,7 @@ def main(argv: list[str]) -> int:
         sys.stderr.flush()
         comm.Abort(1)
     finally:
-        if comm.rank == 0:
+        if rank == 0:
             end(paths)
     return 0
 

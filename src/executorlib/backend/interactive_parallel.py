@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from executorlib.backend.bell import Bell
 from executorlib.backend.dict_calls import DictLink
+from executorlib.backend.ranks import start_mpi
 from executorlib.backend.remote import Arguments, introduce, leave_package_folder, watch_lifeline
 from executorlib.backend.runner import Outcome, Runner
 from executorlib.backend.watcher import start_watcher
@@ -172,14 +173,7 @@ def main(argv: list[str]) -> None:
     arguments = Arguments.parse(argv)
     watch_lifeline()
     watch = start_watcher()
-    try:
-        from mpi4py import MPI
-    except ImportError as error:
-        sys.exit(
-            f"More than one core per task needs mpi4py, which {sys.executable} lacks ({error}): "
-            "install it with 'pip install mpi4py', or with the extra executorlib[mpi]."
-        )
-    comm = MPI.COMM_WORLD.Dup()
+    comm = start_mpi()
     connection = introduce(arguments, 0, comm.size) if comm.rank == 0 else None
     if connection is not None:
         watch(connection)

@@ -41,3 +41,13 @@ def finish() -> None:
         threading._shutdown()
     atexit._run_exitfuncs()
     flush_output()
+    _end_mpi()
+
+
+def _end_mpi() -> None:
+    """End MPI where a task has started it: mpi4py would in a process that does not end by ``os._exit``."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized():
+        return
+    if sys.modules["mpi4py"].rc.finalize is not False:  # what the user may have asked for
+        mpi.Finalize()

@@ -11,7 +11,7 @@ from executorlib.standalone.serialize import dumps
 from executorlib.task_scheduler.base import TaskSchedulerBase
 from executorlib.task_scheduler.interactive.pool import ResourcePool
 from executorlib.task_scheduler.interactive.scheduler import InteractiveScheduler, Limits
-from executorlib.task_scheduler.interactive.worker_pool import CommandBuilder, Site
+from executorlib.task_scheduler.interactive.site import CommandBuilder, Site
 from executorlib.task_scheduler.observer import timeline
 
 

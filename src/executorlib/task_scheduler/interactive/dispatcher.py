@@ -12,63 +12,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import pickle
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import CancelledError
-from typing import Any, NamedTuple
+from typing import Any
 
-from executorlib.standalone.errors import WorkerDiedError
 from executorlib.standalone.interactive.launcher import Launcher
-from executorlib.standalone.interactive.messages import (
-    BEGUN,
-    BEGUN_HEAD,
-    DONE,
-    RANK_ERROR,
-    RANKS_DONE,
-    RESULT_HEAD,
-)
-from executorlib.standalone.interactive.wire import Message
-from executorlib.standalone.resources import Resources
-from executorlib.standalone.serialize import load_error
-from executorlib.task_scheduler.interactive.inbox import Inbox
+from executorlib.task_scheduler.inbox import Inbox
+from executorlib.task_scheduler.interactive.assignment import Assignment, Policy
 from executorlib.task_scheduler.interactive.ledger import TaskLedger
-from executorlib.task_scheduler.interactive.outcome import death, deliver, fail
 from executorlib.task_scheduler.interactive.pool import ResourcePool
+from executorlib.task_scheduler.interactive.pool_events import Gone, Heard, NodeGone, PoolEvent, Returned
+from executorlib.task_scheduler.interactive.site import Site
 from executorlib.task_scheduler.interactive.task import Task
-from executorlib.task_scheduler.interactive.worker import STALL_SECONDS, Worker
-from executorlib.task_scheduler.interactive.worker_pool import (
-    Gone,
-    Heard,
-    NodeGone,
-    PoolEvent,
-    Returned,
-    Site,
-    WorkerPool,
-)
+from executorlib.task_scheduler.interactive.worker_pool import WorkerPool
 from executorlib.task_scheduler.observer import Observer
 from executorlib.task_scheduler.tally import Tally
 
 _LOG = logging.getLogger("executorlib")
-# When one rank has failed, the others get so long to come to an end themselves.
-_RANK_SECONDS = 3.0
-# How much of a smoothed run time is the last measurement.
-_SMOOTHING = 0.2
-
-
-class Policy(NamedTuple):
-    """What an executor does with its workers.
-
-    Attributes:
-        keep: whether workers are kept for further tasks (block allocation); if not, each call gets a fresh process
-        resources: those of a kept worker
-        restart_limit: how often a task is tried again after the death of its worker
-    """
-
-    keep: bool
-    resources: Resources
-    restart_limit: int = 0
 
 
 class Dispatcher:
@@ -81,14 +42,13 @@ class Dispatcher:
     def __init__(
         self, policy: Policy, pool: ResourcePool, site: Site, launcher: Launcher, observer: Observer | None = None
     ) -> None:
-        self._policy = policy
         self._observer = observer
         self._pool = pool
         self._inbox: Inbox[Task | Sequence[Task]] = Inbox()
         self.post = self._inbox.post  # a task or several, or something to do in the dispatcher's thread
         self._workers = WorkerPool(site, self._inbox.reader, self._inbox.hear, launcher)
         self._ledger = TaskLedger(self.post, observer)
-        self._steal_at: float | None = None
+        self._assignment = Assignment(policy, pool, self._workers, self._ledger, observer)
         self._due: float | None = None
         self._closing = False
         self._fatal: BaseException | None = None
@@ -105,16 +65,16 @@ class Dispatcher:
 
     def take_back(self, task: Task) -> bool:
         """Cancel a task that waits at a worker, where it has not begun; returns whether that was possible."""
-        return bool(self.ask(lambda: self._cancel_sent(task), False))
+        return bool(self.ask(lambda: self._assignment.cancel_sent(task), False))
 
     def cancel_map(self, tasks: Iterable[Any]) -> None:
         """Cancel those of some tasks that have not begun."""
         some = list(tasks)
-        self.post(lambda: self._cancel_some(some, later=True))
+        self.post(lambda: self._assignment.cancel_some(some, later=True))
 
     def cancel_running(self, task: Task) -> bool:
         """End the process that runs a task, and cancel the task; returns whether there was anything to end."""
-        return bool(self.ask(lambda: self._cancel_running(task), False))
+        return bool(self.ask(lambda: self._assignment.cancel_running(task), False))
 
     def forget(self, task: Task | None) -> None:
         """A task was cancelled by its user."""
@@ -139,7 +99,7 @@ class Dispatcher:
 
     def resize(self, slots: int, workers: int | None) -> None:
         """Change the limits; workers beyond them end when they have done their tasks."""
-        self.post(lambda: self._resize(slots, workers))
+        self.post(lambda: self._assignment.resize(slots, workers))
 
     def shutdown(self, *, cancel: bool = False, kill: bool = False) -> None:
         """End when all tasks have ended, or cancel those that have not begun, or end running tasks too."""
@@ -166,9 +126,9 @@ class Dispatcher:
         try:
             while not (self._closing and not self._ledger.open and not self._workers.workers):
                 self._work_inbox()
-                self._assign()
+                self._assignment.assign()
                 if self._closing and not self._ledger.open:
-                    self._stop_workers()
+                    self._assignment.stop_all()
                     if not self._workers.workers:
                         break
                 timeout = self._timeout()
@@ -186,17 +146,15 @@ class Dispatcher:
         self._inbox.awake()
         for event in events:
             if isinstance(event, Heard):
-                self._heard(event.worker, event.messages)
+                self._assignment.heard(event.worker, event.messages)
             elif isinstance(event, Gone):
-                self._gone(event.worker)
+                self._assignment.gone(event.worker)
             elif isinstance(event, Returned):
-                self._returned(event.worker, event.tasks)
+                self._assignment.returned(event.worker, event.tasks)
             elif isinstance(event, NodeGone):
                 self._pool.leave_out(event.node)
-            elif event.worker.queue:  # it has connected, and its task waits for it
-                tasks = list(event.worker.queue)
-                event.worker.queue.clear()
-                self._send(event.worker, tasks)
+            else:
+                self._assignment.connected(event.worker)
 
     def _end(self) -> None:
         with contextlib.suppress(Exception):
@@ -223,7 +181,7 @@ class Dispatcher:
                     self._ledger.admit(task)
 
     def _timeout(self) -> float | None:
-        times = [self._workers.deadline(), self._steal_at]
+        times = [self._workers.deadline(), self._assignment.steal_at]
         times += [worker.limit for worker in self._workers.workers.values()]
         self._due = min((t for t in times if t is not None), default=None)
         return None if self._due is None else max(0.0, self._due - time.monotonic())
@@ -234,332 +192,11 @@ class Dispatcher:
         if self._due is None or now < self._due:
             return
         self._workers.expire(now)
-        for worker in list(self._workers.workers.values()):
-            if worker.limit is None or worker.limit > now:
-                continue
-            worker.limit = None
-            if worker.queue and worker.verdict is None:
-                task = worker.queue[0]
-                worker.accused = task.number
-                worker.verdict = TimeoutError(
-                    f"{task.fn.name} was ended after its run_time_max of {task.resources.run_time_max:g} s"
-                )
-                self._workers.kill(worker, now)
-
-    # Sending tasks to workers
-
-    def _assign(self) -> None:
-        self._steal_at = None
-        if self._policy.keep:
-            self._assign_to_kept()
-        else:
-            self._assign_to_fresh()
-
-    def _assign_to_fresh(self) -> None:
-        while (task := self._ledger.next_ready()) is not None:
-            worker = self._start(task.resources)
-            if worker is None:
-                if self._ledger.next_ready() is task:  # there is no place for it now
-                    return
-                continue  # it has failed, because no worker could be started for it
-            self._ledger.ready.pop()
-            if self._ledger.begin(task):
-                self._send(worker, [task])
-            else:
-                self._workers.stop(worker, time.monotonic())
-
-    def _assign_to_kept(self) -> None:
-        if not self._ledger.ready:
-            self._rebalance()
-            if not self._ledger.ready:
-                return
-        self._start_kept()
-        now = time.monotonic()
-        # Most of many workers are full: a look at each of them for each result would take longer than all the rest.
-        able = [w for w in self._workers.workers.values() if not w.full and w.is_able() and not w.is_late(now)]
-        if not able:
-            return
-        able.sort(key=lambda worker: len(worker.queue))
-        share = -(-len(self._ledger.ready) // len(able))
-        for worker in able:
-            if not self._ledger.ready:
-                break
-            batch: list[Task] = []
-            while len(batch) < share and (task := self._ledger.next_ready()) is not None:
-                seconds = task.fn.seconds
-                room = worker.room(seconds, len(batch))
-                if room == 0:
-                    worker.full = True
-                    break
-                for like in self._ledger.ready.pop_like(min(room, share - len(batch))):
-                    if self._ledger.begin(like):
-                        like.estimate = seconds or 0.0
-                        batch.append(like)
-                worker.backlog = sum(t.estimate for t in worker.queue) + sum(t.estimate for t in batch)
-            if batch:
-                self._send(worker, batch)
-
-    def _start(self, resources: Resources) -> Worker | None:
-        allotment = self._pool.take(resources)
-        if allotment is None:
-            return None
-        places = {worker.place for worker in self._workers.workers.values()}
-        place = next(i for i in range(len(places) + 1) if i not in places)
-        try:
-            worker = self._workers.start(place, resources, allotment, time.monotonic())
-        except Exception as error:
-            self._pool.give_back(allotment)
-            self._cannot_start(error)
-            return None
-        if self._observer is not None:
-            self._observer.worker_started(worker)
-        return worker
-
-    def _cannot_start(self, error: BaseException) -> None:
-        """No worker can be started: fail the task that needed it, or all if none is left to do them."""
-        _LOG.warning("%s", error)
-        if not self._policy.keep:
-            if self._ledger.next_ready() is not None:
-                self._ledger.fail(self._ledger.ready.pop(), error)
-        elif not any(w.connection is not None for w in self._workers.workers.values()):
-            for task in self._ledger.ready.clear():
-                self._ledger.fail(task, error)
-
-    def _send(self, worker: Worker, tasks: list[Task]) -> None:
-        for task in tasks:
-            task.worker = worker
-        if worker.connection is None:  # it is sent them when it has connected
-            worker.queue.extend(tasks)
-            return
-        idle = not worker.queue
-        now = time.monotonic()
-        self._workers.send_tasks(worker, tasks, now)
-        if idle:
-            self._begun(worker, now)
-
-    def _begun(self, worker: Worker, now: float) -> None:
-        """The first task of a worker's queue begins."""
-        worker.progress = now
-        task = worker.queue[0]
-        seconds = task.resources.run_time_max
-        worker.limit = None if seconds is None else now + seconds
-
-    # Moving tasks that have not begun
-
-    def _start_kept(self) -> None:
-        if self._pool.is_full():
-            return
-        idle = sum(not worker.queue for worker in self._workers.workers.values())
-        while len(self._ledger.ready) > idle and self._start(self._policy.resources) is not None:
-            idle += 1
-
-    def _rebalance(self) -> None:
-        """If there is an idle worker and nothing to do, take what waits behind a task that makes no progress."""
-        able = [worker for worker in self._workers.workers.values() if worker.is_able()]
-        if all(worker.queue for worker in able):
-            return
-        now = time.monotonic()
-        for worker in able:
-            if len(worker.queue) < 2 or not worker.gives_back or worker.asked:
-                continue
-            stall = worker.progress + STALL_SECONDS
-            if stall <= now:
-                self._put_back(worker)
-            elif self._steal_at is None or stall < self._steal_at:
-                self._steal_at = stall
-
-    def _put_back(self, worker: Worker) -> None:
-        self._ledger.put_back(self._workers.take_back(worker))
-
-    def _returned(self, worker: Worker, tasks: Sequence[Task]) -> None:
-        """A worker elsewhere has given back what it had not begun."""
-        self._ledger.put_back(tasks)
-        for task in worker.queue:  # it has begun these
-            if not self._ledger.unwanted.get(task.number):
-                self._ledger.unwanted.pop(task.number, None)
-        self._end_unwanted(worker)
-        if not worker.queue and worker.stopping:
-            self._workers.stop(worker, time.monotonic())
-
-    def _cancel_sent(self, task: Task) -> bool:
-        self._cancel_some([task])
-        return bool(task.future.cancelled())
-
-    def _cancel_some(self, tasks: Sequence[Task], *, later: bool = False) -> None:
-        for worker in {task.worker for task in tasks if task.worker is not None}:
-            self._put_back(worker)
-            if later and worker.asked:
-                for task in tasks:
-                    if task.worker is worker:
-                        self._ledger.unwanted.setdefault(task.number, False)
-        for task in tasks:
-            if task.worker is None and task.number in self._ledger.open:
-                self._ledger.fail(task, CancelledError())
-
-    def _cancel_running(self, task: Task) -> bool:
-        if self._cancel_sent(task):  # else it has begun, and will not come back when its worker has ended
-            return True
-        worker: Worker | None = task.worker
-        if worker is None or not worker.queue:
-            return False
-        self._ledger.unwanted[task.number] = True
-        if worker.queue[0] is task:
-            self._end_first(worker)
-        # Else its worker is asked for it, or has begun it while the result of the one before is still on its way.
-        return True
-
-    def _end_unwanted(self, worker: Worker) -> None:
-        """End a worker if it has begun what was cancelled."""
-        if worker.queue and not worker.asked and self._ledger.unwanted.get(worker.queue[0].number):
-            self._end_first(worker)
-
-    def _end_first(self, worker: Worker) -> None:
-        number = worker.queue[0].number
-        if worker.doomed and worker.accused == number:
-            return  # a second signal would take from a launcher the time to end its ranks
-        worker.accused = number
-        worker.verdict = CancelledError()
-        self._workers.kill(worker, time.monotonic())
-
-    # Hearing from workers
-
-    def _heard(self, worker: Worker, messages: list[Message]) -> None:
-        """Take in what a worker has sent. Thousands of results a second come this way."""
-        queue, ledger = worker.queue, self._ledger
-        worked = False
-        for body, buffers in messages:
-            if body[:1] == RANK_ERROR:
-                self._rank_failed(worker, body[1:])
-                continue
-            if body[:1] == BEGUN:
-                worker.has_begun = BEGUN_HEAD.unpack_from(body)[1]
-                continue
-            _, status, number, start, seconds = RESULT_HEAD.unpack_from(body)
-            task = queue.popleft()
-            worked = True
-            assert task.number == number
-            worker.backlog -= task.estimate
-            if worker.accused == number and not worker.doomed:  # the other ranks have come to an end
-                worker.verdict = worker.accused = worker.deadline = None
-            fn = task.fn
-            before = fn.seconds
-            fn.seconds = seconds if before is None else before + _SMOOTHING * (seconds - before)
-            if ledger.ran(task, worker, start, seconds, status in (DONE, RANKS_DONE)):
-                deliver(task, status, body[RESULT_HEAD.size :], buffers)
-            else:
-                fail(task, CancelledError())
-        if not worked:
-            return
-        worker.worked = True
-        worker.full = False
-        if queue:
-            self._begun(worker, time.monotonic())
-            self._end_unwanted(worker)
-            return
-        worker.backlog, worker.limit = 0.0, None
-        if worker.stopping or not self._policy.keep:
-            self._workers.stop(worker, time.monotonic())
-
-    def _rank_failed(self, worker: Worker, data: bytes) -> None:
-        """One rank has failed. If the others wait for it, they wait for ever: give them a moment."""
-        if worker.verdict is None and worker.queue:
-            number, error = pickle.loads(data)
-            if worker.queue[0].number == number:
-                worker.accused = number
-                worker.verdict = load_error(error)
-                worker.deadline = time.monotonic() + _RANK_SECONDS
-
-    def _gone(self, worker: Worker) -> None:
-        """A worker's process has ended: settle its tasks, and free its place."""
-        self._pool.give_back(worker.allotment)
-        if self._observer is not None:
-            self._observer.worker_gone(worker)
-        if worker.worked:  # else its start may be to blame, and the task must not start one after the other
-            self._put_back(worker)
-        gives_back = worker.gives_back  # what is left in the queue then was running
-        worker.close_claims()
-        queue, worker.queue = list(worker.queue), type(worker.queue)()
-        if worker.stopping and not queue:
-            return
-        if worker.connection is None and self._pool.is_left_out(worker.allotment):
-            self._ledger.put_back(queue)  # there are other nodes
-            return
-        if worker.verdict is not None:
-            error = worker.verdict
-        elif worker.connection is None:
-            error = self._workers.start_error(worker, f"ended before it had started: {worker.cause}")
-        else:
-            error = None
-        if not queue:
-            _LOG.warning("%r ended while idle: %s", worker, worker.cause)
-            if worker.connection is None and error is not None:
-                self._cannot_start(error)
-            return
-        # Only the first was running: a worker whose tasks cannot be taken back has the others still in its queue.
-        # And a task whose time was up may have ended just before its worker: then nobody is to blame.
-        blamed = queue[:1] if worker.accused in (None, queue[0].number) else []
-        if error is None and worker.worked and not gives_back and worker.has_begun != queue[0].number:
-            blamed = []  # the worker was killed while idle, or so short a time before that it had not begun
-        self._ledger.put_back(queue[len(blamed) :])
-        for task in blamed:
-            self._blame(task, worker, error)
-
-    def _blame(self, task: Task, worker: Worker, error: BaseException | None) -> None:
-        task.worker = None
-        if self._ledger.unwanted.get(task.number):
-            error = CancelledError()
-        again = error is None and task.attempts < self._policy.restart_limit
-        if self._observer is not None and worker.connection is not None:
-            self._observer.died(task.number, worker, worker.progress, again)
-        if error is None:
-            task.attempts += 1
-            error = death(task, worker)
-            _LOG.warning("%s", error)
-            if again:
-                _LOG.info("%s is tried again (%d of %d)", task.fn.name, task.attempts, self._policy.restart_limit)
-                task.future.put_back()
-                self._ledger.ready.push_front(task)
-                return
-        self._ledger.fail_run(task, error)
-
-    # Limits and the end
-
-    def _resize(self, slots: int, workers: int | None) -> None:
-        self._pool.slots, self._pool.workers = slots, workers
-        if self._observer is not None:
-            self._observer.capacity(slots)
-        if not self._policy.keep:
-            return
-        active = [w for w in self._workers.workers.values() if not w.stopping]
-        active.sort(key=lambda worker: (bool(worker.queue), worker.place))
-        surplus = max(0, len(active) - self._most_workers())
-        for worker in active[:surplus]:
-            self._put_back(worker)
-            self._workers.stop(worker, time.monotonic())
-
-    def _most_workers(self) -> int:
-        most = max(1, self._pool.slots // self._policy.resources.slots)
-        return most if self._pool.workers is None else min(most, self._pool.workers)
+        self._assignment.end_overdue(now)
 
     def _shutdown(self, cancel: bool, kill: bool) -> None:
         self._closing = True
-        if not (cancel or kill):
-            return
-        for worker in list(self._workers.workers.values()):
-            self._put_back(worker)
-            if worker.asked:
-                for task in worker.queue:
-                    self._ledger.unwanted.setdefault(task.number, False)
-        self._ledger.ready.clear()
-        for task in list(self._ledger.open.values()):
-            if task.worker is None:
-                self._ledger.fail(task, CancelledError())
+        if cancel or kill:
+            self._assignment.cancel_all()
         if kill:
-            for worker in list(self._workers.workers.values()):
-                worker.verdict = worker.verdict or WorkerDiedError(f"{worker!r} was ended by the program")
-                self._workers.kill(worker, time.monotonic())
-
-    def _stop_workers(self) -> None:
-        for worker in list(self._workers.workers.values()):
-            if not worker.stopping:
-                self._workers.stop(worker, time.monotonic())
+            self._assignment.kill_all()

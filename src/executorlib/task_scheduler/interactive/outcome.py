@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
 from executorlib.standalone.errors import TaskExitError, WorkerDiedError
 from executorlib.standalone.interactive.messages import DONE, EXITED, RANKS_DONE
 from executorlib.standalone.serialize import Payload, load_error
+from executorlib.task_scheduler.callbacks import user_code
 from executorlib.task_scheduler.interactive.task import Task
 from executorlib.task_scheduler.interactive.worker import Worker
 
@@ -49,15 +49,6 @@ def death(task: Task, worker: Worker) -> WorkerDiedError:
         f"{worker!r} died while it ran {task.fn.name}: {worker.cause}"
         + (f"; its standard error ends with:\n{said}" if said else "")
     )
-
-
-@contextlib.contextmanager
-def user_code() -> Iterator[None]:
-    """Callbacks of a future belong to the user: whatever they raise must not end the dispatcher."""
-    try:
-        yield
-    except BaseException:
-        _LOG.exception("a callback of a future has failed")
 
 
 def _error(task: Task, status: int, data: bytes) -> BaseException:

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from executorlib.standalone.command import get_command_path
 from executorlib.standalone.errors import WorkerStartError
@@ -27,14 +27,15 @@ from executorlib.standalone.interactive.events import (
     Started,
     TakenBack,
 )
-from executorlib.standalone.interactive.launcher import ForkServer, Launcher, make_launcher
+from executorlib.standalone.interactive.launcher import ForkServer, Launcher
 from executorlib.standalone.interactive.listener import Hello
 from executorlib.standalone.interactive.messages import RANK_ERROR, SETUP, STOP, WELCOME, Setup
 from executorlib.standalone.interactive.wire import Connection, Message, ProtocolError
 from executorlib.standalone.resources import Resources
-from executorlib.standalone.serialize import Payload
 from executorlib.task_scheduler.interactive.door import Door
 from executorlib.task_scheduler.interactive.pool import Allotment
+from executorlib.task_scheduler.interactive.pool_events import Gone, Heard, NodeGone, PoolEvent, Ready, Returned
+from executorlib.task_scheduler.interactive.site import Site
 from executorlib.task_scheduler.interactive.stderr_relay import StderrRelay
 from executorlib.task_scheduler.interactive.task import Task
 from executorlib.task_scheduler.interactive.worker import Worker
@@ -53,65 +54,6 @@ START_SECONDS = float(os.environ.get("EXECUTORLIB_START_SECONDS", "120"))
 # Large enough for the results of a batch, and for large arrays in few pieces.
 _SOCKET_BYTES = 1 << 20
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
-
-# Builds the command that starts a given program with the resources, where it was given its place; None where the worker
-# may be forked.
-CommandBuilder = Callable[[Resources, list[str], Allotment], "list[str] | None"]
-
-
-class Site(NamedTuple):
-    """Where and how workers are started.
-
-    Attributes:
-        command: builds the command line of a worker
-        localhost: whether all workers run on this machine
-        hostname_localhost: what the user said about that
-        keep: whether workers get several tasks
-        init_function: pickled function that each worker calls first
-        make_launcher: makes a launcher in the place of one that was lost
-    """
-
-    command: CommandBuilder
-    localhost: bool = True
-    hostname_localhost: bool | None = None
-    keep: bool = False
-    init_function: Payload | None = None
-    make_launcher: Callable[[], Launcher] = make_launcher
-
-
-class Ready(NamedTuple):
-    """A worker has connected, some time after its start."""
-
-    worker: Worker
-
-
-class Heard(NamedTuple):
-    """A worker has sent something."""
-
-    worker: Worker
-    messages: list[Message]
-
-
-class Gone(NamedTuple):
-    """A worker's process has ended, and all that it sent before has been heard."""
-
-    worker: Worker
-
-
-class Returned(NamedTuple):
-    """Tasks that a worker had not begun were taken back; its queue does not have them any more."""
-
-    worker: Worker
-    tasks: list[Task]
-
-
-class NodeGone(NamedTuple):
-    """No worker can be started on a compute node."""
-
-    node: str
-
-
-PoolEvent = Ready | Heard | Gone | Returned | NodeGone
 
 
 class WorkerPool:

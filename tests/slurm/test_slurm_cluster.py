@@ -87,6 +87,33 @@ def test_calls_with_dependencies(make_cluster: Make, cache: Path, eventually: Ev
     eventually(lambda: left_in(cache) == [])
 
 
+def test_a_dependent_that_has_begun_when_its_input_fails_tidies_up(
+    make_cluster: Make, cache: Path, tmp_path: Path, eventually: Eventually
+) -> None:
+    """Slurm starts it before the program, which looks at the cache seldom, knows of the failure."""
+    begun, until = tmp_path / "begun", tmp_path / "until"
+    with make_cluster(refresh_rate=6.0) as exe:
+        failed = exe.submit(cluster_tasks.fail, "no data")
+        dependent = exe.submit(cluster_tasks.add, failed, cluster_tasks.HeldUp(str(begun), str(until)))
+        assert isinstance(dependent.exception(40), LookupError)
+    until.touch()
+    eventually(lambda: queue() == [], 30)
+    assert left_in(cache) == []
+
+
+def test_the_job_of_a_call_whose_input_has_failed_leaves_the_queue(make_cluster: Make, tmp_path: Path) -> None:
+    with make_cluster() as exe:
+        held = exe.submit(cluster_tasks.hold, str(tmp_path / "begun"), str(tmp_path / "until"), 1)
+        dependent = exe.submit(cluster_tasks.add, held, exe.submit(cluster_tasks.fail, "no data"))
+        assert isinstance(dependent.exception(40), LookupError)
+        deadline = time.monotonic() + 20
+        while len(queue()) > 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        (tmp_path / "until").touch()
+        assert held.result(30) == 1
+
+
 def test_the_queue_orders_jobs(make_cluster: Make, tmp_path: Path) -> None:
     """A job is handed over before its inputs have ended."""
     with make_cluster() as exe:

@@ -117,6 +117,13 @@ class FluxJobs(JobLauncher):
             self._flux.cancel(submitted.id, "its call was cancelled")
             self._clean_up(submitted.job)
 
+    def withdraw(self, job: JobNumber) -> None:
+        submitted = self._jobs.get(job)
+        if submitted is not None and submitted.started:
+            self.settled(job)
+        else:
+            self.cancel(job)
+
     def settled(self, job: JobNumber) -> bool:
         submitted = self._jobs.pop(job, None)
         if submitted is not None:

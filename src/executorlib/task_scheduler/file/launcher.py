@@ -128,6 +128,10 @@ class JobLauncher(ABC):
     def cancel(self, job: JobNumber) -> None:
         """End a job; its end is told by `changes`, unless it has not begun: then it is forgotten."""
 
+    def withdraw(self, job: JobNumber) -> None:
+        """A job is needed no more, as its output is there: one that waits is not started, one that runs may end."""
+        self.cancel(job)
+
     def settled(self, job: JobNumber) -> bool:
         """The output of a job is there; returns whether its end will not be told any more."""
         return False

@@ -163,6 +163,13 @@ class SlurmJobs(JobLauncher):
             self._to_cancel.append(str(job))
             self._clean_up(submitted)
 
+    def withdraw(self, job: JobNumber) -> None:
+        submitted = self._jobs.pop(str(job), None)
+        if submitted is not None:
+            self._to_drop.append(str(job))
+            self._drop_at = time.monotonic()
+            self._clean_up(submitted)
+
     def settled(self, job: JobNumber) -> bool:
         submitted = self._jobs.pop(str(job), None)
         if submitted is not None:
@@ -335,13 +342,13 @@ def _remove_script(folder: str) -> None:
         pass
 
 
-def _ranges(elements: Sequence[str]) -> list[str]:
-    """The elements of arrays as scancel takes them: ``["7_1", "7_3"]`` as ``["7_[1,3]"]``."""
+def _ranges(jobs: Sequence[str]) -> list[str]:
+    """Jobs and elements of arrays as scancel takes them: ``["5", "7_1", "7_3"]`` as ``["5", "7_[1,3]"]``."""
     arrays: dict[str, list[str]] = {}
-    for element in elements:
-        master, _, number = element.partition("_")
-        arrays.setdefault(master, []).append(number)
-    return [f"{master}_[{','.join(numbers)}]" for master, numbers in arrays.items()]
+    for job in jobs:
+        master, _, number = job.partition("_")
+        arrays.setdefault(master, []).extend([number] if number else [])
+    return [f"{master}_[{','.join(numbers)}]" if numbers else master for master, numbers in arrays.items()]
 
 
 def _pattern(path: str) -> str:

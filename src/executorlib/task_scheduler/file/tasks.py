@@ -207,6 +207,10 @@ class FileTasks:
                 write_outcome(task.paths, read_call(task.paths), outcome)
                 for waiting in task.futures:
                     waiting.kept = True
+                if task.job is not None:
+                    self._jobs.pop(task.job, None)
+                    self._launcher.withdraw(task.job)
+                    task.job = None
         self.fail(task, error)
 
     def _submit_early(self, task: FileTask) -> None:

@@ -161,28 +161,28 @@ class FluxClusterExecutor(BaseExecutor):
         export_timeline_filename: str | None = None,
         progress: bool = False,
     ) -> None:
-        _refuse_oversubscription(openmpi_oversubscribe)
-        if block_allocation:
-            from executorlib.executor.options import Options, recording_scheduler
+        from executorlib.executor.options import Options, recording_scheduler
 
-            options = Options(
-                max_workers=max_workers,
-                cache_directory=cache_directory,
-                max_cores=max_cores,
-                resource_dict=resource_dict,
-                hostname_localhost=hostname_localhost,
-                block_allocation=True,
-                init_function=init_function,
-                disable_dependencies=disable_dependencies,
-                refresh_rate=refresh_rate,
-                plot_dependency_graph=plot_dependency_graph,
-                plot_dependency_graph_filename=plot_dependency_graph_filename,
-                export_workflow_filename=export_workflow_filename,
-                log_obj_size=log_obj_size,
-                wait=wait,
-                export_timeline_filename=export_timeline_filename,
-                progress=progress,
-            )
+        _refuse_oversubscription(openmpi_oversubscribe)
+        options = Options(
+            max_workers=max_workers,
+            cache_directory=cache_directory,
+            max_cores=max_cores,
+            resource_dict=resource_dict,
+            hostname_localhost=hostname_localhost,
+            block_allocation=block_allocation,
+            init_function=init_function,
+            disable_dependencies=disable_dependencies,
+            refresh_rate=refresh_rate,
+            plot_dependency_graph=plot_dependency_graph,
+            plot_dependency_graph_filename=plot_dependency_graph_filename,
+            export_workflow_filename=export_workflow_filename,
+            log_obj_size=log_obj_size,
+            wait=wait,
+            export_timeline_filename=export_timeline_filename,
+            progress=progress,
+        )
+        if block_allocation:
             options.check()
             if options.records:
                 super().__init__(recording_scheduler(options))
@@ -197,29 +197,13 @@ class FluxClusterExecutor(BaseExecutor):
             super().__init__(_job_scheduler(options, _Jobs(pmi_mode, None, False, False, True)))
             return
 
-        from executorlib.executor.cluster import ClusterOptions, file_scheduler
+        from executorlib.executor.cluster import file_scheduler
         from executorlib.task_scheduler.file.flux_batch import FluxBatch
         from executorlib.task_scheduler.file.flux_jobs import FluxJobs
 
-        cluster_options = ClusterOptions(
-            max_workers=max_workers,
-            cache_directory=cache_directory,
-            max_cores=max_cores,
-            resource_dict=resource_dict,
-            hostname_localhost=hostname_localhost,
-            init_function=init_function,
-            disable_dependencies=disable_dependencies,
-            refresh_rate=refresh_rate,
-            plot_dependency_graph=plot_dependency_graph,
-            plot_dependency_graph_filename=plot_dependency_graph_filename,
-            export_workflow_filename=export_workflow_filename,
-            wait=wait,
-            export_timeline_filename=export_timeline_filename,
-            progress=progress,
-        )
         super().__init__(
             file_scheduler(
-                cluster_options,
+                options,
                 lambda: FluxJobs(FluxBatch(pysqa_config_directory, pmi_mode)),
                 pysqa_config_directory=pysqa_config_directory,
                 backend="flux",

@@ -96,7 +96,7 @@ class TestClusterExecutor(BaseExecutor):
     program with ``wait=False``, or if it is killed; a program that makes the same calls gets their results.
 
     The parameters are those of `executorlib.executor.options.Options`, less those that
-    `executorlib.executor.cluster.ClusterOptions` refuses.
+    `executorlib.executor.cluster.file_scheduler` refuses.
 
     Raises:
         ValueError: a parameter is given that jobs without a connection to the program cannot have
@@ -125,9 +125,10 @@ class TestClusterExecutor(BaseExecutor):
         export_timeline_filename: str | None = None,
         progress: bool = False,
     ) -> None:
-        from executorlib.executor.cluster import ClusterOptions, file_scheduler
+        from executorlib.executor.cluster import file_scheduler
+        from executorlib.executor.options import Options
 
-        options = ClusterOptions(
+        options = Options(
             max_workers=max_workers,
             cache_directory=cache_directory,
             max_cores=max_cores,
@@ -140,6 +141,7 @@ class TestClusterExecutor(BaseExecutor):
             plot_dependency_graph=plot_dependency_graph,
             plot_dependency_graph_filename=plot_dependency_graph_filename,
             export_workflow_filename=export_workflow_filename,
+            log_obj_size=log_obj_size,
             wait=wait,
             openmpi_oversubscribe=openmpi_oversubscribe,
             export_timeline_filename=export_timeline_filename,

@@ -136,31 +136,30 @@ class SlurmClusterExecutor(BaseExecutor):
         export_timeline_filename: str | None = None,
         progress: bool = False,
     ) -> None:
+        from executorlib.executor.options import Options, recording_scheduler
         from executorlib.task_scheduler.file.batch_script import BatchSystem
 
+        options = Options(
+            max_workers=max_workers,
+            cache_directory=cache_directory,
+            max_cores=max_cores,
+            resource_dict=resource_dict,
+            hostname_localhost=hostname_localhost,
+            block_allocation=block_allocation,
+            init_function=init_function,
+            disable_dependencies=disable_dependencies,
+            refresh_rate=refresh_rate,
+            plot_dependency_graph=plot_dependency_graph,
+            plot_dependency_graph_filename=plot_dependency_graph_filename,
+            export_workflow_filename=export_workflow_filename,
+            log_obj_size=log_obj_size,
+            wait=wait,
+            restart_limit=restart_limit,
+            openmpi_oversubscribe=openmpi_oversubscribe,
+            export_timeline_filename=export_timeline_filename,
+            progress=progress,
+        )
         if block_allocation:
-            from executorlib.executor.options import Options, recording_scheduler
-
-            options = Options(
-                max_workers=max_workers,
-                cache_directory=cache_directory,
-                max_cores=max_cores,
-                resource_dict=resource_dict,
-                hostname_localhost=hostname_localhost,
-                block_allocation=True,
-                init_function=init_function,
-                disable_dependencies=disable_dependencies,
-                refresh_rate=refresh_rate,
-                plot_dependency_graph=plot_dependency_graph,
-                plot_dependency_graph_filename=plot_dependency_graph_filename,
-                export_workflow_filename=export_workflow_filename,
-                log_obj_size=log_obj_size,
-                wait=wait,
-                restart_limit=restart_limit,
-                openmpi_oversubscribe=openmpi_oversubscribe,
-                export_timeline_filename=export_timeline_filename,
-                progress=progress,
-            )
             options.check()
             if options.records:
                 super().__init__(recording_scheduler(options))
@@ -168,29 +167,12 @@ class SlurmClusterExecutor(BaseExecutor):
                 super().__init__(_batch_workers(options, BatchSystem(pysqa_config_directory, pmi_mode)))
             return
 
-        from executorlib.executor.cluster import ClusterOptions, file_scheduler
+        from executorlib.executor.cluster import file_scheduler
         from executorlib.task_scheduler.file.slurm_jobs import SlurmJobs
 
-        cluster_options = ClusterOptions(
-            max_workers=max_workers,
-            cache_directory=cache_directory,
-            max_cores=max_cores,
-            resource_dict=resource_dict,
-            hostname_localhost=hostname_localhost,
-            init_function=init_function,
-            disable_dependencies=disable_dependencies,
-            refresh_rate=refresh_rate,
-            plot_dependency_graph=plot_dependency_graph,
-            plot_dependency_graph_filename=plot_dependency_graph_filename,
-            export_workflow_filename=export_workflow_filename,
-            wait=wait,
-            openmpi_oversubscribe=openmpi_oversubscribe,
-            export_timeline_filename=export_timeline_filename,
-            progress=progress,
-        )
         super().__init__(
             file_scheduler(
-                cluster_options,
+                options,
                 lambda: SlurmJobs(BatchSystem(pysqa_config_directory, pmi_mode), restart_limit),
                 pysqa_config_directory=pysqa_config_directory,
                 backend="slurm",

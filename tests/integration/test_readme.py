@@ -87,3 +87,20 @@ def test_every_exception_has_an_entry_in_troubleshooting() -> None:
         if isinstance(value, type) and value.__module__ == errors.__name__ and not name.startswith("_")
     ]
     assert set(classes) - set(entries) == {"ExecutorlibSocketError", "ExplainedError"}  # the bases of the others
+
+
+def test_the_figures_are_those_that_were_measured() -> None:
+    """The tables of the README and of the results come from the file of all measurements."""
+    folder = ROOT / "benchmarks"
+    program = (
+        "import pathlib, sys, report\n"
+        "table = report.from_json(pathlib.Path('results/results.json').read_text())\n"
+        "sys.stdout.write({}(table))\n"
+    )
+
+    def text(maker: str) -> str:
+        command = [sys.executable, "-c", program.format(maker)]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=30, check=True).stdout
+
+    assert text("report.as_summary") in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text("report.as_markdown") == (folder / "results" / "results.md").read_text(encoding="utf-8")

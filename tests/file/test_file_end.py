@@ -18,7 +18,7 @@ from file_fixtures import MakeCluster as Make
 
 from conftest import Eventually, Script, StartScript
 from executorlib import get_future_from_cache, terminate_task_in_cache, terminate_tasks_in_cache
-from executorlib.standalone.cache_watch import TaskLostError, TaskRemovedError
+from executorlib.standalone.errors import TaskLostError, TaskRemovedError
 
 cache, make_cluster, files = FIXTURES
 
@@ -248,6 +248,24 @@ def test_a_forked_child_leaves_the_executor_alone(script: Script, cache: Path, t
     )
     done = script(code, str(cache), str(tmp_path))
     assert done.stdout.split() == ["refused", "1", "3"], done.stderr
+
+
+def test_a_forked_child_does_not_end_the_jobs_of_its_parent(script: Script, cache: Path, tmp_path: Path) -> None:
+    code = PRELUDE + (
+        "with TestClusterExecutor(cache_directory=cache) as exe:\n"
+        "    running = exe.submit(file_tasks.hold, here('begun'), here('until'), 'done')\n"
+        "    waiting = exe.submit(file_tasks.add, running, '!')\n"
+        "    while not (os.path.exists(here('begun')) and running.running()): time.sleep(0.01)\n"
+        "    if os.fork() == 0:\n"
+        "        print(exe.cancel(running), waiting.cancel(), flush=True)\n"
+        "        os._exit(0)\n"
+        "    os.wait()\n"
+        "    time.sleep(0.2)\n"
+        "    open(here('until'), 'w').close()\n"
+        "    print(running.result(), waiting.result())\n"
+    )
+    done = script(code, str(cache), str(tmp_path))
+    assert done.stdout.splitlines() == ["False True", "done done!"], done.stderr
 
 
 # From outside

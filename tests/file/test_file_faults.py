@@ -22,8 +22,7 @@ from executorlib import get_cache_data
 from executorlib.standalone import cache_claim, cache_file
 from executorlib.standalone.cache_file import CacheFileError
 from executorlib.standalone.cache_paths import CachePaths
-from executorlib.standalone.cache_watch import TaskRemovedError
-from executorlib.standalone.errors import ExecutorlibSocketError, RemoteError, WorkerDiedError
+from executorlib.standalone.errors import ExecutorlibSocketError, RemoteError, TaskRemovedError, WorkerDiedError
 from executorlib.standalone.hdf import dump
 from executorlib.standalone.processes import process_space
 

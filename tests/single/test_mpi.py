@@ -226,6 +226,31 @@ def test_mpi_of_a_serial_call_is_ended(make_executor: MakeExecutor) -> None:
     assert not [name for name in names if Path("/", name).exists()]
 
 
+def test_mpi_may_be_used_until_the_interpreter_of_a_rank_ends(tmp_path: Path) -> None:
+    """As by a module that frees its communicator when it is taken down."""
+    (tmp_path / "frees_late.py").write_text(
+        "import os\n"
+        "from mpi4py import MPI\n"
+        "class Owner:\n"
+        "    def __init__(self):\n"
+        "        self.comm = MPI.COMM_WORLD.Dup()\n"
+        f"        self.note = os.open({str(tmp_path / 'freed')!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)\n"
+        "        self.write = os.write\n"
+        "    def __del__(self):\n"
+        "        self.comm.Free()\n"
+        "        self.write(self.note, b'x')\n"
+        "owner = Owner()\n"
+    )
+
+    def load() -> None:
+        sys.path.insert(0, str(tmp_path))
+        __import__("frees_late")
+
+    with SingleNodeExecutor(max_cores=2, resource_dict=TWO) as exe:
+        assert exe.submit(load).result(40) == [None, None]
+    assert (tmp_path / "freed").read_text() == "xx"
+
+
 def test_cancelled_and_shut_down() -> None:
     with SingleNodeExecutor(max_cores=2, resource_dict=TWO) as exe:
         futures = [exe.submit(tasks.add, i) for i in range(3)]

@@ -114,6 +114,32 @@ def test_the_job_of_a_call_whose_input_has_failed_leaves_the_queue(make_cluster:
         assert held.result(30) == 1
 
 
+def test_a_working_directory_is_made(make_cluster: Make, tmp_path: Path) -> None:
+    wanted = tmp_path / "there" / "below"
+    with make_cluster() as exe:
+        assert exe.submit(os.getcwd, resource_dict={"cwd": str(wanted)}).result(40) == str(wanted)
+
+
+def test_scancel_does_not_answer(
+    make_cluster: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The job goes on, and so does the executor."""
+    with make_cluster() as exe:
+        held = exe.submit(cluster_tasks.hold, str(tmp_path / "begun"), str(tmp_path / "until"))
+        with monkeypatch.context() as patch:
+            slow = tmp_path / "scancel"
+            slow.write_text("#!/bin/sh\nexec sleep 30\n")
+            slow.chmod(0o755)
+            patch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+            patch.setattr("executorlib.standalone.slurm_queue._QUERY_SECONDS", 0.3)
+            assert exe.cancel(held)
+            with pytest.raises(CancelledError):
+                held.result(10)
+            assert exe.submit(cluster_tasks.add, 1, 2).result(40) == 3
+        (tmp_path / "until").touch()
+    assert "cannot be cancelled" in caplog.text
+
+
 def test_the_queue_orders_jobs(make_cluster: Make, tmp_path: Path) -> None:
     """A job is handed over before its inputs have ended."""
     with make_cluster() as exe:

@@ -24,7 +24,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import Eventually, Script
-from executorlib.standalone import cache_file, cache_watch, hdf, hdf5_image, temporary_file
+from executorlib.standalone import cache_file, hdf, hdf5_image, temporary_file
+from executorlib.standalone.errors import TaskRemovedError
 from executorlib.standalone.hdf import CacheFileError
 
 EVERYTHING = {
@@ -603,7 +604,7 @@ def test_the_future_of_a_task_that_is_removed_ends(tmp_path: Path) -> None:
     hdf.dump(str(tmp_path / "a_i.h5"), {"fn": math.hypot})
     future = hdf.get_future_from_cache(str(tmp_path), "a")
     os.unlink(tmp_path / "a_i.h5")
-    with pytest.raises(cache_watch.TaskRemovedError, match="a has been removed"):
+    with pytest.raises(TaskRemovedError, match="a has been removed"):
         future.result(timeout=10)
 
 

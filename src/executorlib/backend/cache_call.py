@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from executorlib.backend.calls import flush_output, left_open, log_error, supplied_for
-from executorlib.backend.worker import finish, make_main
+from executorlib.backend.worker import end_mpi, finish, make_main
 from executorlib.standalone import cache_queue
 from executorlib.standalone.cache_claim import LEADER_VARIABLE, TAKEN_EXIT_CODE, release, take
 from executorlib.standalone.cache_entry import unpickle
@@ -131,17 +131,30 @@ def work(paths: CachePaths) -> int:
     if not take(paths):
         return TAKEN_EXIT_CODE
     try:
-        if not is_ended(paths.output):
-            call = FileCall(paths, read_call(paths))
+        call = _load(paths)
+        if call is not None:
             note_number(call)
             set_up(call.content)
             call.write(call.run())
             finish()
+            end_mpi()
     except Exception as error:
         return report(error, paths)
     finally:
         end(paths)
     return 0
+
+
+def _load(paths: CachePaths) -> FileCall | None:
+    """The call of a task; None if its outcome is there."""
+    if is_ended(paths.output):
+        return None
+    try:
+        return FileCall(paths, read_call(paths))
+    except FileNotFoundError:
+        if is_ended(paths.output):  # its program has written it meanwhile: an input has failed
+            return None
+        raise
 
 
 def note_number(call: FileCall) -> None:

@@ -32,8 +32,7 @@ def main(argv: list[str]) -> int:
     """Run the task on this rank; returns the exit code."""
     paths = _task_of(argv)
     comm = start_mpi()
-    rank = comm.rank
-    code = comm.bcast(_begin(paths) if rank == 0 else None)
+    code = comm.bcast(_begin(paths) if comm.rank == 0 else None)
     if code is not None:
         return int(code)
     try:
@@ -48,7 +47,7 @@ def main(argv: list[str]) -> int:
         sys.stderr.flush()
         comm.Abort(1)
     finally:
-        if rank == 0:
+        if comm.rank == 0:
             end(paths)
     return 0
 

@@ -34,7 +34,7 @@ from executorlib.backend.fork_server import ForkServer
 from executorlib.backend.remote import Arguments, introduce
 from executorlib.backend.runner import Claims, Runner
 from executorlib.backend.turns import Turns
-from executorlib.backend.worker import finish, make_main
+from executorlib.backend.worker import end_mpi, finish, make_main
 from executorlib.standalone.interactive.messages import Setup
 from executorlib.standalone.interactive.wire import Connection, Message
 
@@ -128,6 +128,7 @@ class NodeAgent(ForkServer):
         make_main()
         _NodeRunner(connection, self._turns.get(worker)).serve()
         finish()
+        end_mpi()
         connection.close()
         return 0
 

@@ -23,6 +23,7 @@ def work(channel: int, claims: int | None) -> int:
         os.set_blocking(claims, False)
     Runner(connection, Claims(claims)).serve()
     finish()
+    end_mpi()
     connection.close()
     return 0
 
@@ -41,13 +42,16 @@ def finish() -> None:
         threading._shutdown()
     atexit._run_exitfuncs()
     flush_output()
-    _end_mpi()
 
 
-def _end_mpi() -> None:
-    """End MPI where a task has started it: mpi4py would in a process that does not end by ``os._exit``."""
+def end_mpi() -> None:
+    """End MPI where a task has started it: in a process that ends by ``os._exit`` mpi4py does not come to do so.
+
+    What is left of it is memory that its ranks share, even if there is but one.
+    """
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized():
         return
-    if sys.modules["mpi4py"].rc.finalize is not False:  # what the user may have asked for
+    rc = sys.modules["mpi4py"].rc  # what the user may have asked for
+    if rc.initialize if rc.finalize is None else rc.finalize:
         mpi.Finalize()

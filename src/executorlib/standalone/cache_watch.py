@@ -12,7 +12,7 @@ from typing import Any
 from executorlib.standalone import cache_claim
 from executorlib.standalone.cache_file import CacheFileError
 from executorlib.standalone.cache_paths import CachePaths
-from executorlib.standalone.errors import ExplainedError
+from executorlib.standalone.errors import TaskLostError, TaskRemovedError
 
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 1.0
@@ -21,14 +21,6 @@ _PAUSE_GROWTH = 1.5
 _LOOKS_BEFORE_GONE = 3
 # A task whose process has ended may be about to be removed, or to run again.
 _LOST_SECONDS = 1.0
-
-
-class TaskRemovedError(ExplainedError):
-    """The files of a task have been removed from the cache before it ended."""
-
-
-class TaskLostError(ExplainedError):
-    """The process of a task has ended without a result."""
 
 
 def future_of(cache_directory: str, cache_key: str) -> Future[Any]:

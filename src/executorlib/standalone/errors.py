@@ -32,6 +32,14 @@ class SubmissionError(ExplainedError):
     """The queueing system has refused a batch job; the message holds its words."""
 
 
+class TaskRemovedError(ExplainedError):
+    """The files of a task have been removed from the cache before it ended."""
+
+
+class TaskLostError(ExplainedError):
+    """The process of a task in a cache has ended without a result, and no executor of this program has started it."""
+
+
 class TaskExitError(ExplainedError, ExecutorlibSocketError):
     """The task called ``sys.exit`` or was interrupted; its worker goes on."""
 

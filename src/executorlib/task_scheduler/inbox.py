@@ -31,12 +31,15 @@ class Inbox(Generic[Item]):
         self.reader.setblocking(False)
         self._writer.setblocking(False)
         self.ended = False
+        self._abandoned = False
         self._refuse: Callable[[Item], None] = lambda item: None
 
     # From any thread
 
     def post(self, item: Callable[[], None] | Item) -> None:
         """Hand over an item or something to do; it is refused when the owner has ended."""
+        if self._abandoned:
+            return
         self._items.append(item)
         if self._sleeping:
             self._sleeping = False
@@ -47,6 +50,8 @@ class Inbox(Generic[Item]):
 
     def ask(self, question: Callable[[], Any], default: Any) -> Any:
         """Have something answered in the owner's thread; the default after its end."""
+        if self.ended:
+            return default
         answered = threading.Event()
         answer = [default]
 
@@ -87,15 +92,15 @@ class Inbox(Generic[Item]):
         self._refuse = refuse
         self.ended = True
         self._refuse_all()
-        self.close()
+        self._close()
 
     def abandon(self) -> None:
-        """In a child of the program, where its owner does not exist."""
-        self.ended = True
+        """In a child of the program, where its owner does not exist: nobody does what is posted from now on."""
+        self.ended = self._abandoned = True
         self._items.clear()
-        self.close()
+        self._close()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self.reader.close()
         self._writer.close()
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from executorlib.standalone.interactive.events import Event, NodeEvent
     from executorlib.standalone.interactive.wire import Connection
 
+START_SECONDS = float(os.environ.get("EXECUTORLIB_START_SECONDS", "120"))
+"""A process that has not reported after so long is given up."""
+
 
 class Launcher(ABC):
     """Starts processes for workers. All methods are called by the dispatcher's thread alone.

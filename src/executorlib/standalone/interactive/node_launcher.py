@@ -36,7 +36,7 @@ from executorlib.standalone.interactive.events import (
     StartFailed,
     TakenBack,
 )
-from executorlib.standalone.interactive.launcher import Launcher, event_of
+from executorlib.standalone.interactive.launcher import START_SECONDS, Launcher, event_of
 from executorlib.standalone.interactive.messages import WELCOME
 from executorlib.standalone.interactive.wire import Connection
 
@@ -98,7 +98,7 @@ class NodeLauncher(Launcher):
         local: Launcher,
         slots: Mapping[str, int],
         command: AgentCommand,
-        start_seconds: float = 120.0,
+        start_seconds: float = START_SECONDS,
         idle_seconds: float | None = None,
     ) -> None:
         self._local = local

@@ -135,7 +135,8 @@ class BatchSystem:
             self._adapter = QueueAdapter(directory=self._config_directory, execute_command=self._execute, **kind)
         self._arguments = self.arguments(job)
         self._environment = dict(job.environment)
-        os.makedirs(job.directory, exist_ok=True)
+        for folder in (job.directory, job.resources.cwd or job.directory):
+            os.makedirs(folder, exist_ok=True)
         variables = self.variables(job)
         if not any(letter.isspace() for letter in job.directory):
             return str(self._adapter.submit_job(working_directory=job.directory, **variables))

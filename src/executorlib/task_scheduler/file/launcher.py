@@ -129,7 +129,7 @@ class JobLauncher(ABC):
         """End a job; its end is told by `changes`, unless it has not begun: then it is forgotten."""
 
     def withdraw(self, job: JobNumber) -> None:
-        """A job is needed no more, as its output is there: one that waits is not started, one that runs may end."""
+        """A job is needed no more, as its output is there. If it runs it may go on where that can be told."""
         self.cancel(job)
 
     def settled(self, job: JobNumber) -> bool:

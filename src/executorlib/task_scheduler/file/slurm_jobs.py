@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -323,13 +324,13 @@ class SlurmJobs(JobLauncher):
             waiting, self._to_drop, self._drop_at = self._to_drop, [], None
             try:
                 slurm_queue.cancel(_ranges(waiting), "--state=PENDING")
-            except OSError as error:
+            except (OSError, subprocess.SubprocessError) as error:
                 _LOG.warning("jobs whose tasks are done cannot be cancelled: %s", error)
         if self._to_cancel:
             numbers, self._to_cancel = self._to_cancel, []
             try:
                 slurm_queue.cancel(numbers)
-            except OSError as error:
+            except (OSError, subprocess.SubprocessError) as error:
                 _LOG.warning("jobs cannot be cancelled: %s", error)
 
 

@@ -24,8 +24,7 @@ from executorlib.standalone.cache_outcome import (
 from executorlib.standalone.cache_paths import remember_alias
 from executorlib.standalone.cache_queue import JobNumber
 from executorlib.standalone.cache_trust import make_private_directory
-from executorlib.standalone.cache_watch import TaskRemovedError
-from executorlib.standalone.errors import WorkerDiedError
+from executorlib.standalone.errors import TaskRemovedError, WorkerDiedError
 from executorlib.standalone.select import will_end
 from executorlib.standalone.serialize import dumps
 from executorlib.task_scheduler.callbacks import user_code
@@ -200,6 +199,8 @@ class FileTasks:
 
     def _input_failed(self, task: FileTask, future: Future[Any], error: BaseException) -> None:
         """A task cannot run. If that is so for ever, because a function has raised, the cache is to know it."""
+        if task.job is not None and self._settle(task):  # its job was started after it, and has found the same
+            return
         origin = task_future(future)
         if task.paths is not None and origin is not None and (origin.kept or origin.exception() is None):
             outcome = {"error": dumps(error).data, "runtime": dumps(0.0).data}

@@ -27,7 +27,7 @@ from executorlib.standalone.interactive.events import (
     Started,
     TakenBack,
 )
-from executorlib.standalone.interactive.launcher import ForkServer, Launcher
+from executorlib.standalone.interactive.launcher import START_SECONDS, ForkServer, Launcher
 from executorlib.standalone.interactive.listener import Hello
 from executorlib.standalone.interactive.messages import RANK_ERROR, SETUP, STOP, WELCOME, Setup
 from executorlib.standalone.interactive.wire import Connection, Message, ProtocolError
@@ -48,9 +48,6 @@ _LOG = logging.getLogger("executorlib")
 _STOP_SECONDS = 5.0
 # What a process on another machine sent last gets so long to arrive after the news of its end.
 _LAST_SECONDS = 2.0
-START_SECONDS = float(os.environ.get("EXECUTORLIB_START_SECONDS", "120"))
-"""A worker that has not reported after so long is given up."""
-
 # Large enough for the results of a batch, and for large arrays in few pieces.
 _SOCKET_BYTES = 1 << 20
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)

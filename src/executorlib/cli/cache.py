@@ -39,7 +39,11 @@ def add_to(commands: Any) -> None:
     ending = _action(actions, "terminate", _terminate, "end the jobs of tasks, and remove the tasks", keys="*")
     ending.add_argument("--all", action="store_true", help="every task that has not ended")
     clean = _action(
-        actions, "clean", _clean, "remove what tasks have left that failed, were aborted or cannot be read", keys="*"
+        actions,
+        "clean",
+        _clean,
+        "remove tasks that failed, were aborted or cannot be read, or the named ones",
+        keys="*",
     )
     clean.add_argument("--done", action="store_true", help="remove results too")
     clean.add_argument("--older-than", type=float, default=0.0, metavar="DAYS", help="only what is older")

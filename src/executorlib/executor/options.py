@@ -31,7 +31,8 @@ class Options(NamedTuple):
         init_function: called by each worker first (block allocation only); the dictionary that it returns fills
             parameters that calls leave open
         disable_dependencies: take futures among the arguments for what they are; they are not waited for
-        refresh_rate: accepted for compatibility: nothing here waits by asking again and again
+        refresh_rate: shortest pause, in seconds, between two looks into the cache directory by executors that work
+            through files; no others wait by asking again and again
         plot_dependency_graph: run nothing, and draw the calls and their dependencies at the end
         plot_dependency_graph_filename: file for the drawing; its ending is the format
         export_workflow_filename: run nothing, and write the calls as a Python Workflow Definition (JSON)

@@ -56,6 +56,13 @@ def test_what_came_back_before_does_not_come_back_again() -> None:
     assert worker.returned(1) == []
 
 
+def test_an_agent_that_could_take_nothing_back_is_asked_again() -> None:
+    """The worker was stopped while it held the lock: the answer is then that all have begun."""
+    worker = make(5)
+    assert worker.returned(5) == []
+    assert numbers(worker.returned(1)) == [2, 3, 4, 5]
+
+
 def test_at_its_end_it_is_known_what_it_had_begun() -> None:
     worker = make(4)
     worker.begun = 1

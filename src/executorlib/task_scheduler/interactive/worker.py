@@ -167,7 +167,8 @@ class Worker:
         assert self.sent is not None
         # Those that were taken back before are not in the queue any more.
         count = self.sent - max(begun, self._back)
-        self._back = self.sent
+        if count > 0:
+            self._back = self.sent
         return self._pop(count)
 
     def _pop(self, count: int) -> list[Task]:

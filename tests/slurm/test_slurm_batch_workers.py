@@ -15,7 +15,7 @@ import pytest
 import tasks
 from slurm_fixtures import FIXTURES
 
-from conftest import Eventually, needs_mpi
+from conftest import Eventually, StartScript, needs_mpi
 from executorlib import SlurmClusterExecutor
 from executorlib.standalone.errors import WorkerDiedError, WorkerStartError
 
@@ -134,3 +134,23 @@ def test_ranks(make_workers: Make) -> None:
 def test_a_number_of_workers_is_needed(in_slurm: None) -> None:
     with pytest.raises(ValueError, match="Block allocation requires a fixed set"):
         SlurmClusterExecutor(block_allocation=True)
+
+
+PROGRAM = """
+import sys, time
+import tasks
+from executorlib import SlurmClusterExecutor
+exe = SlurmClusterExecutor(block_allocation=True, max_workers=1, cache_directory=sys.argv[1] + "/cache")
+exe.submit(tasks.hold, sys.argv[1] + "/begun", sys.argv[1] + "/never")
+time.sleep(60)
+"""
+
+
+@pytest.mark.faults
+def test_the_program_is_killed_while_a_worker_is_busy(
+    in_slurm: None, start_script: StartScript, tmp_path: Path, eventually: Eventually
+) -> None:
+    process = start_script(PROGRAM, str(tmp_path))
+    eventually((tmp_path / "begun").exists, 30)
+    process.kill()
+    eventually(lambda: queue() == [], 20)

@@ -14,9 +14,9 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from executorlib.standalone.command import WATCH_VARIABLE
 from executorlib.standalone.interactive.wire import Connection
 
-_VARIABLE = "EXECUTORLIB_WATCH"
 # A worker that reads the end of its connection ends by itself, and may have something to finish.
 _GRACE_MILLISECONDS = 2000
 
@@ -26,7 +26,7 @@ def start_watcher() -> Callable[[Connection], None]:
 
     Call it early: what MPI and its network have set up would not survive a fork in every case.
     """
-    if os.environ.pop(_VARIABLE, None) is None:
+    if os.environ.pop(WATCH_VARIABLE, None) is None:
         return lambda connection: None
     ours, theirs = socket.socketpair()
     worker = os.getpid()

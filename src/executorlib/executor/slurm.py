@@ -199,7 +199,7 @@ def _job_scheduler(options: Options, pmi_mode: str | None) -> TaskSchedulerBase:
         if allocation is None or not steps.agents:
             return make_launcher()
         slots = {node.name: node.cores for node in allocation.nodes}
-        return NodeLauncher(make_launcher(), slots, slurm.agent_command)
+        return NodeLauncher(make_launcher(), slots, slurm.agent_command, environment=slurm.step_environment)
 
     def pool(slots: int, workers: int | None) -> ResourcePool:
         if allocation is None:
@@ -231,12 +231,15 @@ class _Steps:
     """
 
     def __init__(self, allocation: Allocation | None, pmi_mode: str | None, keep: bool) -> None:
-        from executorlib.standalone.slurm import has_overlap
+        from executorlib.standalone.slurm import has_overlap, is_in_step
 
         self._pmi_mode = pmi_mode
         self._keep = keep
         wanted = os.environ.get("EXECUTORLIB_SLURM_AGENT", "1") != "0"
         self.agents = allocation is not None and wanted and has_overlap()
+        # The step that the program runs in holds cores of which those of the calls are a part.
+        self._overlap = allocation is not None and is_in_step(os.environ)
+        self._no_gpus = allocation is not None and bool(allocation.gpus)
 
     def needs_step(self, resources: Resources) -> bool:
         from executorlib.standalone.slurm import needs_step
@@ -254,7 +257,8 @@ class _Steps:
             places=[(place.node, place.ranks) for place in allotment.places],
             pmi_mode=self._pmi_mode,
             time_limit=not self._keep,
-            overlap=allotment.overlap,
+            overlap=allotment.overlap or self._overlap,
+            no_gpus=self._no_gpus,
         )
 
 

@@ -19,6 +19,32 @@ from executorlib.standalone.resources import Resources
 
 # Steps that share their nodes with others came with Slurm 20.11.
 _OVERLAP_VERSION = (20, 11)
+# Steps with numbers from here up are Slurm's own, such as the script of a job: they hold no cores.
+_FIRST_SPECIAL_STEP = 0xFFFFFFF0
+# Set in a job by its options, and taken by srun for options of a step. How much a step gets was counted here.
+_STEP_OPTIONS = frozenset(
+    f"{prefix}_{name}"
+    for prefix in ("SLURM", "SRUN")
+    for name in (
+        "CPUS_PER_TASK",
+        "CPU_BIND",
+        "CPU_BIND_LIST",
+        "CPU_BIND_TYPE",
+        "CPU_BIND_VERBOSE",
+        "DISTRIBUTION",
+        "EXPORT_ENV",
+        "GPUS",
+        "GPUS_PER_NODE",
+        "GPUS_PER_TASK",
+        "MEM_PER_CPU",
+        "MEM_PER_GPU",
+        "MEM_PER_NODE",
+        "NTASKS_PER_CORE",
+        "NTASKS_PER_GPU",
+        "NTASKS_PER_NODE",
+        "TRES_PER_TASK",
+    )
+)
 _COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 
 
@@ -155,6 +181,17 @@ def needs_step(resources: Resources) -> bool:
     )
 
 
+def step_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for the start of a step, in which nothing but the command line says how much it gets."""
+    return {name: value for name, value in environment.items() if name not in _STEP_OPTIONS}
+
+
+def is_in_step(environment: Mapping[str, str]) -> bool:
+    """Whether a program runs in a step that holds cores of the allocation, as ``srun --pty bash`` does."""
+    step = environment.get("SLURM_STEP_ID", "")
+    return step.isdigit() and int(step) < _FIRST_SPECIAL_STEP
+
+
 def agent_command(node: str, program: Sequence[str]) -> list[str]:
     """Start of a step that shares a node with all others: it holds none of the CPUs and of the memory."""
     return [
@@ -177,9 +214,13 @@ def step_command(
     pmi_mode: str | None = None,
     time_limit: bool = False,
     overlap: bool = False,
+    no_gpus: bool = False,
     srun: str | None = None,
 ) -> list[str]:
     """The command line of a step.
+
+    Without ``--mem`` a step would have all the memory of a job that has it by node, and the next would wait for it;
+    with 0 all steps share it. Without ``--gres`` it would have all GPUs of the job.
 
     Args:
         resources: what the call needs
@@ -188,6 +229,7 @@ def step_command(
         pmi_mode: how ranks find each other, as ``srun --mpi`` takes it
         time_limit: whether Slurm is to end the step some time after the ``run_time_max``
         overlap: whether the step may run on CPUs that others use
+        no_gpus: whether to keep the GPUs of the job for other steps
         srun: the name of the command, where it is not run here
     """
     command = [srun or srun_path(), f"--ntasks={resources.cores}"]
@@ -209,9 +251,14 @@ def step_command(
         command.append(f"--nodes={resources.num_nodes}")
     if resources.cwd is not None:
         command.append(f"--chdir={os.path.abspath(resources.cwd)}")
-    command.append("--exclusive" if resources.exclusive else "--exact")
     if overlap:
-        command.append("--overlap")
+        command += ["--exact", "--overlap"]
+    else:
+        command.append("--exclusive" if resources.exclusive else "--exact")
+    if not any(argument.startswith("--mem") for argument in resources.slurm_cmd_args):
+        command.append("--mem=0")
+    if no_gpus and not resources.gpus_per_core:
+        command.append("--gres=none")
     if resources.openmpi_oversubscribe:
         command.append("--oversubscribe")
     if time_limit and resources.run_time_max is not None:

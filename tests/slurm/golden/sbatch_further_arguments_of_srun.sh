@@ -4,4 +4,4 @@
 #SBATCH --chdir=DIRECTORY/simulate
 #SBATCH --ntasks=1
 
-srun --ntasks=1 --exact --hint=nomultithread PYTHON BACKEND/cache_serial.py '/cache/it'"'"'s_i.h5'
+srun --ntasks=1 --exact --mem=0 --hint=nomultithread PYTHON BACKEND/cache_serial.py '/cache/it'"'"'s_i.h5'

@@ -5,4 +5,4 @@
 #SBATCH --ntasks=2
 #SBATCH --gpus-per-task=1
 
-srun --ntasks=2 --kill-on-bad-exit=1 --gpus-per-task=1 --exact PYTHON BACKEND/cache_parallel.py '/cache/it'"'"'s_i.h5'
+srun --ntasks=2 --kill-on-bad-exit=1 --gpus-per-task=1 --exact --mem=0 PYTHON BACKEND/cache_parallel.py '/cache/it'"'"'s_i.h5'

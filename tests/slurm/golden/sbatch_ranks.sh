@@ -5,4 +5,4 @@
 #SBATCH --ntasks=4
 #SBATCH --cpus-per-task=2
 
-srun --ntasks=4 --kill-on-bad-exit=1 --cpus-per-task=2 --exact PYTHON BACKEND/cache_parallel.py '/cache/it'"'"'s_i.h5'
+srun --ntasks=4 --kill-on-bad-exit=1 --cpus-per-task=2 --exact --mem=0 PYTHON BACKEND/cache_parallel.py '/cache/it'"'"'s_i.h5'

@@ -6,4 +6,4 @@
 #SBATCH --ntasks=2
 #SBATCH --exclusive
 
-srun --ntasks=2 --kill-on-bad-exit=1 --exact --mpi=pmi2 PYTHON BACKEND/cache_parallel.py '/cache/it'"'"'s_i.h5'
+srun --ntasks=2 --kill-on-bad-exit=1 --exact --mem=0 --mpi=pmi2 PYTHON BACKEND/cache_parallel.py '/cache/it'"'"'s_i.h5'

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from executorlib.standalone.command import WATCH_VARIABLE
 from executorlib.standalone.flux import jobspec_of
 from executorlib.standalone.interactive.events import Event, Exited, LauncherLostError, Started, StartFailed
 from executorlib.standalone.interactive.flux_connection import FluxConnection, FluxLostError, JobHistory, words
@@ -26,8 +27,6 @@ _LOG = logging.getLogger("executorlib")
 _LAST_SECONDS = 8.0
 # So long the end of a job waits for what it has printed.
 _OUTPUT_SECONDS = 5.0
-WATCH_VARIABLE = "EXECUTORLIB_WATCH"
-"""Tells a worker to end when its connection does: no process on its machine would see to that."""
 
 
 class _Job(JobHistory):

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from executorlib.standalone.command import get_command_path
+from executorlib.standalone.command import WATCH_VARIABLE, get_command_path
 from executorlib.standalone.interactive.events import (
     Event,
     Exited,
@@ -91,6 +91,7 @@ class NodeLauncher(Launcher):
         command: builds the command that runs a program on a node
         start_seconds: an agent that has not reported after so long is given up
         idle_seconds: an agent without workers ends after so long; None for never
+        environment: makes of the program's environment, and of a worker's, that of the command
     """
 
     def __init__(
@@ -100,11 +101,13 @@ class NodeLauncher(Launcher):
         command: AgentCommand,
         start_seconds: float = START_SECONDS,
         idle_seconds: float | None = None,
+        environment: Callable[[Mapping[str, str]], dict[str, str]] = dict,
     ) -> None:
         self._local = local
         self.waits_for_ever = local.waits_for_ever
         self.name = local.name
         self._idle_seconds = idle_seconds
+        self._environment = environment
         self._slots = slots
         self._command = command
         self._start_seconds = start_seconds
@@ -124,6 +127,8 @@ class NodeLauncher(Launcher):
     def execute(
         self, worker: int, argv: list[str], environment: dict[str, str], cwd: str | None, stderr: int | None
     ) -> None:
+        # What its command has started elsewhere may outlive it.
+        environment = {**self._environment(environment), WATCH_VARIABLE: "1"}
         self._local.execute(worker, argv, environment, cwd, stderr)
 
     def fork(self, worker: int, node: str, threads: int, kept: bool, arguments: list[str], key: dict[str, str]) -> None:
@@ -261,7 +266,9 @@ class NodeLauncher(Launcher):
         program = [sys.executable, get_command_path("node_agent.py"), *arguments, "--worker", str(agent.number)]
         read, write = os.pipe()
         try:
-            self._local.execute(agent.number, self._command(node, program), {**os.environ, **key}, None, write)
+            self._local.execute(
+                agent.number, self._command(node, program), {**self._environment(os.environ), **key}, None, write
+            )
         except BaseException:
             os.close(read)
             raise

@@ -19,6 +19,7 @@ import time
 from executorlib.standalone import slurm_queue
 from executorlib.standalone.cache_paths import array_directory
 from executorlib.standalone.cache_trust import make_private_directory
+from executorlib.standalone.command import WATCH_VARIABLE
 from executorlib.standalone.interactive.events import Event, Exited, Started, StartFailed
 from executorlib.standalone.interactive.launcher import Launcher
 from executorlib.standalone.interactive.listener import key_variable
@@ -71,6 +72,7 @@ class BatchLauncher(Launcher):
                     command=[*argv, "--keyfile", key],
                     resources=self._resources,
                     log=log.replace("%", "%%"),
+                    environment=((WATCH_VARIABLE, "1"),),
                 )
             )
         except Exception as error:

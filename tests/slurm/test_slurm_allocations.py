@@ -13,7 +13,8 @@ import pytest
 import tasks
 from slurm_fixtures import FIXTURES, AllocationOf, enter
 
-from executorlib import SlurmJobExecutor
+from executorlib import SlurmClusterExecutor, SlurmJobExecutor
+from executorlib.standalone.errors import WorkerStartError
 
 slurm_conf, in_slurm, *_ = FIXTURES
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
@@ -84,3 +85,16 @@ def test_a_program_in_a_step(in_slurm: None, tmp_path: Path) -> None:
     command = [*job, "srun", "--ntasks=1", sys.executable]
     done = subprocess.run([*command, str(program)], capture_output=True, text=True, timeout=50, cwd=tmp_path)
     assert done.stdout.split() == ["1", "2"], done.stderr
+
+
+def test_slurm_decides_about_gpus_outside_of_an_allocation(in_slurm: None, tmp_path: Path) -> None:
+    """This one has none, and says so; nobody waits for them."""
+    gpu = {"gpus_per_core": 1}
+    with SlurmJobExecutor() as exe, pytest.raises(WorkerStartError, match="srun: error"):
+        exe.submit(abs, -1, resource_dict=gpu).result(40)
+    cache = str(tmp_path)
+    with (
+        SlurmClusterExecutor(block_allocation=True, max_workers=1, cache_directory=cache, resource_dict=gpu) as workers,
+        pytest.raises(WorkerStartError, match="refuses the job"),
+    ):
+        workers.submit(abs, -1).result(40)

@@ -203,7 +203,7 @@ def _job_scheduler(options: Options, pmi_mode: str | None) -> TaskSchedulerBase:
 
     def pool(slots: int, workers: int | None) -> ResourcePool:
         if allocation is None:
-            return ResourcePool(slots, workers)
+            return ResourcePool(slots, workers, None)
         return NodePool(allocation.nodes, slots, workers, steps.needs_step)
 
     started = launcher()
@@ -294,7 +294,7 @@ def _batch_workers(options: Options, system: BatchSystem) -> TaskSchedulerBase:
             started,
             localhost=False,
             make_launcher=launcher,
-            make_pool=lambda slots, workers: ResourcePool(slots, workers),
+            make_pool=lambda slots, workers: ResourcePool(slots, workers, None),
             template=True,
         )
     except BaseException:

@@ -40,15 +40,15 @@ class ResourcePool:
     Args:
         slots: cores
         workers: worker processes; None for no limit of their number
-        gpus: names of the GPUs
+        gpus: names of the GPUs; None where a queueing system gives them out
     """
 
-    def __init__(self, slots: int, workers: int | None = None, gpus: tuple[str, ...] = ()) -> None:
+    def __init__(self, slots: int, workers: int | None = None, gpus: tuple[str, ...] | None = ()) -> None:
         self.slots = slots
         self.workers = workers
         self.used_slots = 0
         self.used_workers = 0
-        self._gpus = deque(gpus)
+        self._gpus = None if gpus is None else deque(gpus)
 
     def take(self, resources: Resources) -> Allotment | None:
         """Take what a task needs; None if that is not free.
@@ -60,11 +60,11 @@ class ResourcePool:
             return None
         if self.used_workers and self.used_slots + resources.slots > self.slots:
             return None
-        if resources.gpus > len(self._gpus):
+        if self._gpus is not None and resources.gpus > len(self._gpus):
             return None
         self.used_slots += resources.slots
         self.used_workers += 1
-        gpus = tuple(self._gpus.popleft() for _ in range(resources.gpus))
+        gpus = () if self._gpus is None else tuple(self._gpus.popleft() for _ in range(resources.gpus))
         return Allotment(resources.slots, gpus)
 
     def is_full(self) -> bool:
@@ -74,7 +74,8 @@ class ResourcePool:
     def give_back(self, allotment: Allotment) -> None:
         self.used_slots -= allotment.slots
         self.used_workers -= 1
-        self._gpus.extend(allotment.gpus)
+        if self._gpus is not None:
+            self._gpus.extend(allotment.gpus)
 
     def leave_out(self, node: str) -> bool:
         """Use a compute node no more; returns whether that is possible."""

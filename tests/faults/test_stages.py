@@ -216,6 +216,26 @@ def test_an_interpreter_that_cannot_do_it(
     assert str(python) in str(error), "the command that was run"
 
 
+@pytest.mark.kinds("block-spawned")
+def test_workers_that_cannot_start_are_not_tried_without_a_pause(
+    make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a queueing system refuses further jobs: one worker does the calls meanwhile."""
+    python, tries = tmp_path / "python", tmp_path / "tries"
+    # The first one is well.
+    python.write_text(
+        f"#!/bin/sh\necho x >> {tries}\n"
+        f"if mkdir {tmp_path}/first 2> /dev/null; then exec {sys.executable} \"$@\"; fi\n"
+        "echo 'no more' >&2\nexit 1\n"
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with make_executor(max_workers=2) as exe:
+        assert exe.submit(tasks.add, 1).result(30) == 1
+        assert list(exe.map(tasks.sleep_and_return, range(40), [0.05] * 40)) == list(range(40))
+    assert 2 <= len(tries.read_text().split()) <= 5
+
+
 @pytest.mark.kinds("fresh-spawned", "block-spawned")
 def test_a_worker_that_never_reports(
     make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

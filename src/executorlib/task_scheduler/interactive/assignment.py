@@ -34,6 +34,8 @@ _LOG = logging.getLogger("executorlib")
 _RANK_SECONDS = 3.0
 # How much of a smoothed run time is the last measurement.
 _SMOOTHING = 0.2
+# After a kept worker that could not be started the next try waits: first so long, then twice as long each time.
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
 
 
 class Policy(NamedTuple):
@@ -62,6 +64,7 @@ class Assignment:
 
     Attributes:
         steal_at: when `assign` wants to look again for tasks that wait behind one that makes no progress
+        start_at: before that no further kept worker is started
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class Assignment:
         self._ledger = ledger
         self._observer = observer
         self.steal_at: float | None = None
+        self.start_at: float | None = None
+        self._pause = 0.0
 
     # Handing out
 
@@ -153,6 +158,9 @@ class Assignment:
         elif not any(w.connection is not None for w in self._workers.workers.values()):
             for task in self._ledger.ready.clear():
                 self._ledger.fail(task, error)
+        else:
+            self._pause = min(max(_FIRST_PAUSE_SECONDS, 2 * self._pause), _LONGEST_PAUSE_SECONDS)
+            self.start_at = time.monotonic() + self._pause
 
     def _send(self, worker: Worker, tasks: list[Task]) -> None:
         for task in tasks:
@@ -168,6 +176,7 @@ class Assignment:
 
     def connected(self, worker: Worker) -> None:
         """A worker has connected: send it the task that waits for it."""
+        self._pause = 0.0
         if worker.queue:
             tasks = list(worker.queue)
             worker.queue.clear()
@@ -185,6 +194,10 @@ class Assignment:
     def _start_kept(self) -> None:
         if self._pool.is_full():
             return
+        if self.start_at is not None:
+            if time.monotonic() < self.start_at:
+                return
+            self.start_at = None
         idle = sum(not worker.queue for worker in self._workers.workers.values())
         while len(self._ledger.ready) > idle and self._start(self._policy.resources) is not None:
             idle += 1

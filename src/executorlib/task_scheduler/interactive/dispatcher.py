@@ -181,7 +181,7 @@ class Dispatcher:
                     self._ledger.admit(task)
 
     def _timeout(self) -> float | None:
-        times = [self._workers.deadline(), self._assignment.steal_at]
+        times = [self._workers.deadline(), self._assignment.steal_at, self._assignment.start_at]
         times += [worker.limit for worker in self._workers.workers.values()]
         self._due = min((t for t in times if t is not None), default=None)
         return None if self._due is None else max(0.0, self._due - time.monotonic())

@@ -225,7 +225,7 @@ def test_workers_that_cannot_start_are_not_tried_without_a_pause(
     # The first one is well.
     python.write_text(
         f"#!/bin/sh\necho x >> {tries}\n"
-        f"if mkdir {tmp_path}/first 2> /dev/null; then exec {sys.executable} \"$@\"; fi\n"
+        f'if mkdir {tmp_path}/first 2> /dev/null; then exec {sys.executable} "$@"; fi\n'
         "echo 'no more' >&2\nexit 1\n"
     )
     python.chmod(0o755)

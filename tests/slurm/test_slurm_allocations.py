@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,23 @@ def test_a_program_in_a_step(in_slurm: None, tmp_path: Path) -> None:
     command = [*job, "srun", "--ntasks=1", sys.executable]
     done = subprocess.run([*command, str(program)], capture_output=True, text=True, timeout=50, cwd=tmp_path)
     assert done.stdout.split() == ["1", "2"], done.stderr
+
+
+def test_a_call_waits_for_an_allocation_of_its_own(
+    in_slurm: None, held: AllocationOf, slurm_conf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside of an allocation, for as long as Slurm has no place for it."""
+    monkeypatch.setattr("executorlib.task_scheduler.interactive.worker_pool.START_SECONDS", 0.5)
+    rest = AllocationOf(slurm_conf, "--nodelist=n2", "--exclusive")
+    try:
+        with SlurmJobExecutor() as exe:
+            future = exe.submit(abs, -1)
+            assert not wait([future], 3).done
+            rest.close()
+            assert future.result(40) == 1
+    finally:
+        if rest.process.poll() is None:
+            rest.close()
 
 
 def test_slurm_decides_about_gpus_outside_of_an_allocation(in_slurm: None, tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from slurm_fixtures import FIXTURES
 
 from conftest import Eventually, StartScript, needs_mpi
 from executorlib import SlurmJobExecutor
+from executorlib.standalone import slurm
 from executorlib.standalone.errors import WorkerDiedError, WorkerStartError
+from executorlib.task_scheduler.interactive import worker_pool
 
 slurm_conf, in_slurm, shared_allocation, allocation, make_job, steps = FIXTURES
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm"), pytest.mark.faults]
@@ -84,6 +86,38 @@ def test_an_agent_is_killed(make_job: Make, tmp_path: Path, eventually: Eventual
             future.result(15)
         eventually(lambda: not psutil.pid_exists(pid))
         assert exe.submit(abs, -1).result(20) == 1
+
+
+def test_an_agent_does_not_answer(
+    make_job: Make, tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when its node hangs: a time limit is kept all the same."""
+    monkeypatch.setattr(worker_pool, "_AGENT_SECONDS", 1.0)
+    with make_job(max_workers=1) as exe:
+        agent = exe.submit(os.getppid).result(30)
+        limit = {"run_time_max": 2}
+        held = exe.submit(tasks.hold, tmp_path / "begun", tmp_path / "never", resource_dict=limit)
+        eventually((tmp_path / "begun").exists)
+        os.kill(agent, signal.SIGSTOP)
+        with pytest.raises(TimeoutError, match="run_time_max"):
+            held.result(30)
+        assert exe.submit(os.getppid).result(30) != agent
+
+
+def test_an_agent_that_does_not_start_is_not_the_end_of_its_calls(
+    make_job: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They run on another node."""
+    real = slurm.srun_path()
+    srun = tmp_path / "srun"
+    srun.write_text(f'#!/bin/sh\ncase "$*" in *--nodelist=n2*) exec sleep 60;; esac\nexec {real} "$@"\n')
+    srun.chmod(0o755)
+    monkeypatch.setattr(slurm, "srun_path", lambda: str(srun))
+    monkeypatch.setattr("executorlib.standalone.interactive.node_launcher.START_SECONDS", 3.0)
+    monkeypatch.setattr(worker_pool, "START_SECONDS", 3.0)
+    with make_job() as exe:
+        found = [future.result(40) for future in [exe.submit(os.getenv, "SLURMD_NODENAME") for _ in range(4)]]
+    assert set(found) == {"n1"}
 
 
 def test_the_fork_server_is_killed(make_job: Make, tmp_path: Path, eventually: Eventually) -> None:

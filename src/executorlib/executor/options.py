@@ -116,6 +116,7 @@ def interactive_scheduler(
     make_pool: Callable[[int, int | None], ResourcePool] | None = None,
     gpu_limit: int | None = None,
     template: bool = False,
+    queued: bool = False,
 ) -> TaskSchedulerBase:
     """The scheduler of live workers for some options.
 
@@ -129,6 +130,7 @@ def interactive_scheduler(
         make_pool: as in `InteractiveScheduler`
         gpu_limit: as in `InteractiveScheduler`
         template: whether unknown keys of the resource_dict are variables of a submission template
+        queued: as in `Site`
     """
     options.check()
     if options.records:
@@ -146,6 +148,7 @@ def interactive_scheduler(
             keep=options.block_allocation,
             init_function=init,
             make_launcher=make_launcher,
+            queued=queued,
         ),
         launcher,
         keep=options.block_allocation,

@@ -217,6 +217,7 @@ def _job_scheduler(options: Options, pmi_mode: str | None) -> TaskSchedulerBase:
             make_launcher=launcher,
             make_pool=pool,
             gpu_limit=allocation.gpus if allocation is not None else None,
+            queued=allocation is None,
         )
     except BaseException:
         started.close()

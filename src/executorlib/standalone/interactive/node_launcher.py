@@ -89,7 +89,7 @@ class NodeLauncher(Launcher):
         local: starts processes on this machine, from now on only for this launcher
         slots: the nodes, and how many cores are counted on each
         command: builds the command that runs a program on a node
-        start_seconds: an agent that has not reported after so long is given up
+        start_seconds: an agent that has not reported after so long is given up; by default as any worker
         idle_seconds: an agent without workers ends after so long; None for never
         environment: makes of the program's environment, and of a worker's, that of the command
     """
@@ -99,7 +99,7 @@ class NodeLauncher(Launcher):
         local: Launcher,
         slots: Mapping[str, int],
         command: AgentCommand,
-        start_seconds: float = START_SECONDS,
+        start_seconds: float | None = None,
         idle_seconds: float | None = None,
         environment: Callable[[Mapping[str, str]], dict[str, str]] = dict,
     ) -> None:
@@ -110,7 +110,7 @@ class NodeLauncher(Launcher):
         self._environment = environment
         self._slots = slots
         self._command = command
-        self._start_seconds = start_seconds
+        self._start_seconds = START_SECONDS if start_seconds is None else start_seconds
         self._numbers = itertools.count(_FIRST_NUMBER)
         self._agents: dict[str, _Agent] = {}
         self._by_number: dict[int, _Agent] = {}
@@ -228,7 +228,8 @@ class NodeLauncher(Launcher):
                 self._end(agent)
                 continue
             if agent.connection is None:
-                agent.cause = f"did not report within {self._start_seconds:g} s"
+                late = f"did not report within {self._start_seconds:g} s"
+                agent.cause = "it does not answer" if agent.ready else late
             agent.deadline = now + _LAST_SECONDS
             self._local.kill(agent.number)
 

@@ -25,6 +25,7 @@ class Site(NamedTuple):
         keep: whether workers get several tasks
         init_function: pickled function that each worker calls first
         make_launcher: makes a launcher in the place of one that was lost
+        queued: whether a worker may have to wait for its start for any time, in the queue of a queueing system
     """
 
     command: CommandBuilder
@@ -33,3 +34,4 @@ class Site(NamedTuple):
     keep: bool = False
     init_function: Payload | None = None
     make_launcher: Callable[[], Launcher] = make_launcher
+    queued: bool = False

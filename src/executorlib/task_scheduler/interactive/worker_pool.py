@@ -48,6 +48,9 @@ _LOG = logging.getLogger("executorlib")
 _STOP_SECONDS = 5.0
 # What a process on another machine sent last gets so long to arrive after the news of its end.
 _LAST_SECONDS = 2.0
+# An agent that has not ended a worker after so long is given up, and its node's workers with it.
+_AGENT_SECONDS = 30.0
+
 # Large enough for the results of a batch, and for large arrays in few pieces.
 _SOCKET_BYTES = 1 << 20
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
@@ -104,10 +107,14 @@ class WorkerPool:
             self._fork(worker, launcher)
         elif argv is None and worker.allotment.places:
             self._fork_on_node(worker, cast("NodeLauncher", launcher))
-            worker.deadline = None if launcher.waits_for_ever else now + START_SECONDS
+            # If its agent does not start, that is to be seen first: then there are other nodes.
+            worker.deadline = self._start_deadline(launcher, now + START_SECONDS)
         else:
             self._execute(worker, launcher, argv or program)
-            worker.deadline = None if launcher.waits_for_ever else now + START_SECONDS
+            worker.deadline = self._start_deadline(launcher, now)
+
+    def _start_deadline(self, launcher: Launcher, now: float) -> float | None:
+        return None if launcher.waits_for_ever or self._site.queued else now + START_SECONDS
 
     def _launch(self) -> Launcher:
         if self._launcher is None:
@@ -226,6 +233,9 @@ class WorkerPool:
             if worker.cause is not None:  # its standard error is held open by a child
                 self._end(worker)
                 continue
+            if worker.remote and worker.doomed:  # its agent, or its node, does not answer
+                cast("NodeLauncher", self._launcher).give_up(worker.allotment.places[0].node)
+                continue
             if worker.connection is None and worker.verdict is None:
                 worker.verdict = self.start_error(worker, f"did not report within {START_SECONDS:g} s")
             self.kill(worker, now)
@@ -264,6 +274,8 @@ class WorkerPool:
             return
         if worker.command is None or worker.doomed:
             self._launcher.kill(worker.number, _KILL)
+            if worker.remote:
+                worker.deadline = now + _AGENT_SECONDS
         else:
             worker.deadline = now + 1.0
             self._launcher.kill(worker.number, signal.SIGTERM)
@@ -381,7 +393,7 @@ class WorkerPool:
             return
         if isinstance(event, Started):
             worker.pid = event.pid
-            if worker.connection is None and worker.deadline is None and not worker.doomed:
+            if worker.connection is None and worker.deadline is None and not (worker.doomed or self._site.queued):
                 worker.deadline = time.monotonic() + START_SECONDS  # it has waited for its turn until now
             _LOG.debug("started %r", worker)
             return

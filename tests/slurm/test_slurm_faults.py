@@ -213,3 +213,25 @@ def test_the_program_is_killed(
     start = time.monotonic()
     eventually(lambda: not steps(), 8)
     assert time.monotonic() - start < 5
+
+
+CHATTY = """
+import os, sys
+from executorlib import SlurmJobExecutor
+with SlurmJobExecutor(max_workers=2) as exe:
+    chatty = exe.submit(lambda: sum(os.write(2, b"x" * 10_000) for _ in range(1_000)))
+    print(sum(exe.submit(abs, -1).result() for _ in range(50)), flush=True)
+    sys.stdin.readline()
+    print(chatty.result(), flush=True)
+"""
+
+
+def test_nobody_reads_what_calls_print(allocation: Any, start_script: StartScript) -> None:
+    """Whoever prints waits; others do not."""
+    process = start_script(CHATTY, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "50\n"
+    out, said = process.communicate("go on\n", timeout=30)
+    assert "10000000" in out
+    assert len(said) >= 10_000_000

@@ -38,6 +38,7 @@ from executorlib.standalone.interactive.events import (
 )
 from executorlib.standalone.interactive.launcher import START_SECONDS, Launcher, event_of
 from executorlib.standalone.interactive.messages import WELCOME
+from executorlib.standalone.interactive.stderr_relay import StderrRelay
 from executorlib.standalone.interactive.wire import Connection
 
 _LOG = logging.getLogger("executorlib")
@@ -75,6 +76,10 @@ class _Agent:
         elif self.connection is not None:
             with contextlib.suppress(OSError):  # its end will be read
                 self.connection.send(pickle.dumps(order))
+
+    def heard(self, data: bytes) -> None:
+        """Keep the end of what its launcher, and the workers, write to their standard error."""
+        self.said = (self.said + data)[-_STDERR_BYTES:]
 
     def why(self) -> str:
         """How it ended, in the words of its launcher."""
@@ -118,6 +123,7 @@ class NodeLauncher(Launcher):
         self._events: list[Event | NodeEvent] = []
         self._selector = selectors.DefaultSelector()
         self._selector.register(local.fileno(), selectors.EVENT_READ, self._hear_local)
+        self._relay: StderrRelay[_Agent] = StderrRelay(self._selector, self._has_said_all)
         # A descriptor of its own that the dispatcher can wait for.
         self._fileno: int = self._selector.fileno()
 
@@ -200,8 +206,10 @@ class NodeLauncher(Launcher):
 
     def events(self) -> list[Event | NodeEvent]:
         for key, mask in self._selector.select(0):
-            if mask & selectors.EVENT_WRITE:
+            if mask & selectors.EVENT_WRITE and isinstance(key.fileobj, Connection):
                 self._flush(key.data, key.fileobj)
+            elif mask & selectors.EVENT_WRITE:
+                key.data()
             if mask & selectors.EVENT_READ:
                 key.data()
         found, self._events = self._events, []
@@ -247,7 +255,8 @@ class NodeLauncher(Launcher):
             except LauncherLostError:
                 break
         for agent in list(self._by_number.values()):
-            self._close_stderr(agent)
+            self._relay.drop(agent)
+        self._relay.close()
         self._local.close()
         self._selector.close()
 
@@ -257,6 +266,7 @@ class NodeLauncher(Launcher):
                 agent.connection.close()
             if agent.stderr is not None:
                 os.close(agent.stderr)
+        self._relay.close()
         self._local.abandon()
         self._selector.close()
 
@@ -275,9 +285,8 @@ class NodeLauncher(Launcher):
             raise
         finally:
             os.close(write)
-        agent.stderr = read
+        self._relay.watch(agent, read)
         agent.deadline = None if self._local.waits_for_ever else agent.started + self._start_seconds
-        self._selector.register(read, selectors.EVENT_READ, lambda: self._hear_stderr(agent))
         self._agents[node] = self._by_number[agent.number] = agent
         return agent
 
@@ -316,16 +325,7 @@ class NodeLauncher(Launcher):
                 self._forget(worker)
             self._events.append(event_of(report))
 
-    def _hear_stderr(self, agent: _Agent) -> None:
-        if agent.stderr is None:
-            return
-        data = os.read(agent.stderr, 65536)
-        if data:
-            agent.said = (agent.said + data)[-_STDERR_BYTES:]
-            with contextlib.suppress(OSError):
-                os.write(2, data)
-            return
-        self._close_stderr(agent)
+    def _has_said_all(self, agent: _Agent) -> None:
         if agent.cause is not None:
             self._end(agent)
 
@@ -349,7 +349,7 @@ class NodeLauncher(Launcher):
         if agent.connection is not None:  # what it reported last
             self._hear_agent(agent)
         self._hang_up(agent)
-        self._close_stderr(agent)
+        self._relay.drop(agent)
         self._by_number.pop(agent.number, None)
         if self._agents.get(agent.node) is agent:
             del self._agents[agent.node]
@@ -377,19 +377,15 @@ class NodeLauncher(Launcher):
             agent.connection.close()
             agent.connection = None
 
-    def _close_stderr(self, agent: _Agent) -> None:
-        if agent.stderr is not None:
-            self._selector.unregister(agent.stderr)
-            os.close(agent.stderr)
-            agent.stderr = None
-
     def _watch_writes(self, agent: _Agent) -> None:
         connection = agent.connection
         if connection is not None and connection.unsent:
             key = self._selector.get_key(connection)
             self._selector.modify(connection, selectors.EVENT_READ | selectors.EVENT_WRITE, key.data)
 
-    def _flush(self, data: Any, connection: Any) -> None:
+    def _flush(self, data: Any, connection: Connection) -> None:
+        if connection.fileno() < 0 or connection not in self._selector.get_map():  # its end was heard of in this round
+            return
         try:
             if not connection.flush():
                 return

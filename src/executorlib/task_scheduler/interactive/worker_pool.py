@@ -30,13 +30,13 @@ from executorlib.standalone.interactive.events import (
 from executorlib.standalone.interactive.launcher import START_SECONDS, ForkServer, Launcher
 from executorlib.standalone.interactive.listener import Hello
 from executorlib.standalone.interactive.messages import RANK_ERROR, SETUP, STOP, WELCOME, Setup
+from executorlib.standalone.interactive.stderr_relay import StderrRelay
 from executorlib.standalone.interactive.wire import Connection, Message, ProtocolError
 from executorlib.standalone.resources import Resources
 from executorlib.task_scheduler.interactive.door import Door
 from executorlib.task_scheduler.interactive.pool import Allotment
 from executorlib.task_scheduler.interactive.pool_events import Gone, Heard, NodeGone, PoolEvent, Ready, Returned
 from executorlib.task_scheduler.interactive.site import Site
-from executorlib.task_scheduler.interactive.stderr_relay import StderrRelay
 from executorlib.task_scheduler.interactive.task import Task
 from executorlib.task_scheduler.interactive.worker import Worker
 

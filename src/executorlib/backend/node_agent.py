@@ -41,7 +41,7 @@ from executorlib.standalone.interactive.wire import Connection, Message
 _PR_SET_PDEATHSIG = 1
 _OF_THE_STEP = ("SLURM_", "SLURMD_", "FLUX_")
 # What makes an MPI library believe that it is a rank of the program's job, whose descriptor is not here.
-_NO_RANK = {"PMI_FD", "PMI_RANK", "PMI_SIZE"}
+_NO_RANK = ("PMI_", "PMIX_")
 
 
 class NodeAgent(ForkServer):
@@ -143,7 +143,7 @@ class _NodeRunner(Runner):
     def set_up(self, setup: Setup, buffers: Any) -> None:
         environment = None
         if setup.environment is not None:
-            of_the_program = {name: value for name, value in setup.environment.items() if name not in _NO_RANK}
+            of_the_program = {name: value for name, value in setup.environment.items() if not name.startswith(_NO_RANK)}
             environment = {**of_the_program, **self._step}
         super().set_up(setup._replace(environment=environment), buffers)
 

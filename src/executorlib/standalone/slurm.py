@@ -263,7 +263,7 @@ def step_command(
         command.append("--oversubscribe")
     if time_limit and resources.run_time_max is not None:
         # Slurm counts whole minutes, and from the start of the step: the limit of the executor is to come first.
-        command.append(f"--time={int(resources.run_time_max // 60) + 1}")
+        command.append(f"--time={int(resources.run_time_max // 60) + 2}")
     if pmi_mode is not None:
         command.append(f"--mpi={pmi_mode}")
     return [*command, *resources.slurm_cmd_args, *program]

@@ -22,6 +22,7 @@ from executorlib.standalone.interactive.wire import (
     ProtocolError,
     connect,
     greeting,
+    keep_alive,
     secure,
 )
 
@@ -178,7 +179,7 @@ class Listener:
             return None  # it has gone again
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        keep_alive(sock)
         guest = Guest(sock)
         self.guests[guest.fileno()] = guest
         return guest

@@ -341,6 +341,20 @@ def secure(sock: socket.socket, key: bytes, sent: bytes, received: bytes, *, wor
     return Connection(sock, Encoder(to_worker), Decoder(from_worker))
 
 
+def keep_alive(sock: socket.socket) -> None:
+    """Ask once a minute whether the other end is there, the kernel would after two hours.
+
+    Firewalls forget connections that say nothing during a long call.
+    """
+    import socket
+
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 10)):
+        option = getattr(socket, name, None)
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 def connect(host: str, port: int, key: bytes, timeout: float = 60.0) -> Connection:
     """Connect a worker to its executor, which may take its time to answer: a `SocketInterface` looks when it is used.
 
@@ -353,7 +367,7 @@ def connect(host: str, port: int, key: bytes, timeout: float = 60.0) -> Connecti
     sock = socket.create_connection((host, port), timeout=timeout)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        keep_alive(sock)
         sock.settimeout(None)
         sent = greeting()
         sock.sendall(sent)

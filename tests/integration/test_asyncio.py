@@ -43,7 +43,7 @@ def test_a_cancelled_wait_cancels_a_call_that_has_not_begun() -> None:
     async def run() -> bool:
         with SingleNodeExecutor(max_workers=1, block_allocation=True) as exe:
             running, waiting = exe.submit(time.sleep, 0.3), exe.submit(time.sleep, 30.0)
-            with pytest.raises(TimeoutError):
+            with pytest.raises(asyncio.TimeoutError):
                 await asyncio.wait_for(asyncio.wrap_future(waiting), timeout=0.1)
             await asyncio.wrap_future(running)
             return waiting.cancelled()

@@ -82,10 +82,10 @@ def test_wait_and_as_completed(make_executor: MakeExecutor, tmp_path: Path) -> N
         assert concurrent.futures.wait(quick, timeout=30).not_done == set()
         first = concurrent.futures.wait([slow, *quick], timeout=30, return_when=concurrent.futures.FIRST_COMPLETED)
         assert slow in first.not_done
-        with pytest.raises(TimeoutError):
+        with pytest.raises(concurrent.futures.TimeoutError):
             slow.result(timeout=0.01)
         assert concurrent.futures.wait([slow], timeout=0.01).not_done == {slow}
-        with pytest.raises(TimeoutError):
+        with pytest.raises(concurrent.futures.TimeoutError):
             list(concurrent.futures.as_completed([slow], timeout=0.01))
         (tmp_path / "go").touch()
         assert set(concurrent.futures.as_completed([slow, *quick], timeout=30)) == {slow, *quick}
@@ -110,7 +110,7 @@ def test_a_future_with_a_timeout_and_a_result_at_the_same_time(make_executor: Ma
                 try:
                     assert future.result(timeout=0.0005) == 1
                     break
-                except TimeoutError:
+                except concurrent.futures.TimeoutError:
                     continue
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import TimeoutError as NotDoneError
 from typing import Any
 
 import pytest
@@ -31,9 +32,9 @@ def test_it_is_a_future() -> None:
     part.add_done_callback(called.append)
     assert isinstance(part, Future)
     assert not part.done()
-    with pytest.raises(TimeoutError):
+    with pytest.raises(NotDoneError):
         part.result(timeout=0.01)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(NotDoneError):
         part.exception(timeout=0.01)
     threading.Timer(0.05, whole.set_result, [[7]]).start()
     assert part.result(timeout=20) == 7

@@ -41,7 +41,7 @@ def map_calls(
 
     Raises:
         ValueError: buffersize is not positive
-        TimeoutError: from the iterator, if a result is not there ``timeout`` seconds after the call of map
+        concurrent.futures.TimeoutError: from the iterator, if one is not there in time
     """
     if buffersize is not None and buffersize < 1:
         raise ValueError("buffersize must be None or a positive integer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import CancelledError
+from concurrent.futures import TimeoutError as NotDoneError  # before Python 3.11 not the one of the builtins
 from typing import Any
 
 from executorlib.standalone.functions import FunctionRef
@@ -93,7 +94,7 @@ class MapTask(Task):
         results.awaited = self
         try:
             if self._state < _DONE and not results.filled.wait(timeout):
-                raise TimeoutError
+                raise NotDoneError
         finally:
             results.awaited = None
 

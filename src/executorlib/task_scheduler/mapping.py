@@ -41,7 +41,8 @@ def map_calls(
 
     Raises:
         ValueError: buffersize is not positive
-        concurrent.futures.TimeoutError: from the iterator, if one is not there in time
+        concurrent.futures.TimeoutError: from the iterator, if a result is not there ``timeout`` seconds after the call
+            of map
     """
     if buffersize is not None and buffersize < 1:
         raise ValueError("buffersize must be None or a positive integer")

@@ -94,6 +94,23 @@ def log_error(path: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
         print(f"executorlib: cannot write error_log_file {path}: {reason}", file=sys.stderr)
 
 
+def end_fork(error: BaseException | None = None) -> None:
+    """End a process that a call has forked and that came back from it, as Python would: its parent answers."""
+    code: Any = 0
+    if isinstance(error, SystemExit):
+        code = 0 if error.code is None else error.code
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    elif error is not None:
+        import traceback
+
+        traceback.print_exception(type(error), error, error.__traceback__)
+        code = 1
+    flush_output()
+    os._exit(code & 0xFF)
+
+
 def flush_output() -> None:
     """Bring out what the task has printed: the process may be ended before it would do so itself."""
     for stream in (sys.stdout, sys.stderr):

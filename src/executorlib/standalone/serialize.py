@@ -17,7 +17,7 @@ import sys
 from collections import namedtuple
 
 from executorlib.standalone import light
-from executorlib.standalone.errors import RemoteError, RemoteTraceback
+from executorlib.standalone.errors import RemoteError, RemoteTraceback, safe_repr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -176,9 +176,9 @@ def load_error(data: bytes) -> BaseException:
     pickled, text = light.loads(data)
     try:
         error = light.loads(pickled)
-    except Exception as reason:
-        error = RemoteError(f"an exception that cannot be unpickled here: {reason!r}")
-    known = error if isinstance(error, BaseException) else RemoteError(repr(error))
+    except BaseException as reason:  # it runs the user's code
+        error = RemoteError(f"an exception that cannot be unpickled here: {safe_repr(reason)}")
+    known = error if isinstance(error, BaseException) else RemoteError(safe_repr(error))
     known.__cause__ = RemoteTraceback(text)
     return known
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import pickle
+import struct
 import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from typing import NamedTuple
 
-from executorlib.standalone.errors import WorkerDiedError
+from executorlib.standalone.errors import WorkerDiedError, safe_repr
 from executorlib.standalone.interactive.messages import (
     BEGUN,
     BEGUN_HEAD,
@@ -272,16 +273,21 @@ class Assignment:
         queue, ledger = worker.queue, self._ledger
         worked = False
         for body, buffers in messages:
-            if body[:1] == RANK_ERROR:
-                self._rank_failed(worker, body[1:])
-                continue
-            if body[:1] == BEGUN:
-                worker.has_begun = BEGUN_HEAD.unpack_from(body)[1]
-                continue
-            _, status, number, start, seconds = RESULT_HEAD.unpack_from(body)
+            try:
+                if body[:1] == RANK_ERROR:
+                    self._rank_failed(worker, body[1:])
+                    continue
+                if body[:1] == BEGUN:
+                    worker.has_begun = BEGUN_HEAD.unpack_from(body)[1]
+                    continue
+                _, status, number, start, seconds = RESULT_HEAD.unpack_from(body)
+                if queue[0].number != number:
+                    raise ValueError(f"the result of task {number}, which it does not run")
+            except (IndexError, ValueError, struct.error, pickle.UnpicklingError) as error:
+                self._give_up(worker, error)
+                break
             task = queue.popleft()
             worked = True
-            assert task.number == number
             worker.backlog -= task.estimate
             if worker.accused == number and not worker.doomed:  # the other ranks have come to an end
                 worker.verdict = worker.accused = worker.deadline = None
@@ -307,11 +313,21 @@ class Assignment:
     def _rank_failed(self, worker: Worker, data: bytes) -> None:
         """One rank has failed. If the others wait for it, they wait for ever: give them a moment."""
         if worker.verdict is None and worker.queue:
-            number, error = pickle.loads(data)
+            try:
+                number, error = pickle.loads(data)
+                error = load_error(error)
+            except BaseException as reason:  # whatever is in it
+                raise ValueError(f"an error of a rank that cannot be unpickled: {safe_repr(reason)}") from reason
             if worker.queue[0].number == number:
                 worker.accused = number
-                worker.verdict = load_error(error)
+                worker.verdict = error
                 worker.deadline = time.monotonic() + _RANK_SECONDS
+
+    def _give_up(self, worker: Worker, error: Exception) -> None:
+        """A worker has sent what none would send: nothing that it says from now on means anything."""
+        if not worker.doomed:
+            _LOG.warning("%r is ended, because it has sent what no worker sends: %s", worker, error)
+            self._workers.kill(worker, time.monotonic())
 
     def gone(self, worker: Worker) -> None:
         """A worker's process has ended: settle its tasks, and free its place."""

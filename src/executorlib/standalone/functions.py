@@ -212,7 +212,8 @@ class _Reads:
         if names & _WRITABLE or _uses_writers(codes, names):
             return False
         self._functions.append((fn, _definition(fn)))
-        parts = [fn.__defaults__ or (), tuple((fn.__kwdefaults__ or {}).values())]
+        # Nothing that is gone while `seen` knows it by its id: what comes after may have the same.
+        parts = [fn.__defaults__ or (), *(fn.__kwdefaults__ or {}).values()]
         for cell in fn.__closure__ or ():
             try:
                 parts.append(cell.cell_contents)

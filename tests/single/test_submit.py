@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import operator
+import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -244,6 +246,29 @@ def test_a_function_and_what_it_reads_is_that_of_the_submission(make_executor: M
         exec("def read(x=10):\n    return 0\n", scope)
         results.append(exe.submit(scope["read"]))
         assert [future.result() for future in results] == [11, 12, 22, 0]
+
+
+def test_a_submodule_that_is_imported_later_is_there_for_the_next_call(
+    make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``import a.b.c`` makes no new global variable where ``import a`` was before."""
+    for name in ("later", "later/inner"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "later" / "inner" / "deep.py").write_text("answer = 42\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    exec("import later\ndef read():\n    return later.inner.deep.answer\n", scope)
+    try:
+        with make_executor() as exe:
+            assert isinstance(exe.submit(scope["read"]).exception(20), AttributeError)
+            importlib.import_module("later.inner")
+            assert isinstance(exe.submit(scope["read"]).exception(20), AttributeError)
+            importlib.import_module("later.inner.deep")
+            assert exe.submit(scope["read"]).result(20) == 42
+    finally:
+        for name in ("later", "later.inner", "later.inner.deep"):
+            sys.modules.pop(name, None)
 
 
 def test_print_reaches_the_program(script: Script) -> None:

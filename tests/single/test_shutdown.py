@@ -421,15 +421,20 @@ def test_standard_input_and_output_are_not_held(start_script: StartScript, tmp_p
     assert out == "a line\n"
 
 
-def test_a_program_with_closed_standard_streams(script: Script, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["fresh", "block", "block-spawned"])
+@pytest.mark.parametrize("closed", ["012", "1", "2"])
+def test_a_program_with_closed_standard_streams(script: Script, tmp_path: Path, closed: str, mode: str) -> None:
+    """What calls and their children write goes nowhere, not into whatever the program has opened since."""
     done = script(
-        PRELUDE + "for fd in (0, 1, 2):\n"
-        "    os.close(fd)\n"
+        PRELUDE + f"for fd in {closed!r}:\n"
+        "    os.close(int(fd))\n"
         "with SingleNodeExecutor(**options) as exe:\n"
-        "    exe.submit(touch, folder + '/done').result()\n"
-        "    exe.submit(print, 'nowhere').result()\n"
+        "    exe.submit(touch, folder + '/done').result(20)\n"
+        "    exe.submit(print, 'nowhere').result(20)\n"
+        "    for _ in range(3):\n"
+        "        exe.submit(os.system, 'echo hello; echo hello >&2').result(10)\n"
         "os._exit(0)\n",
-        "fresh",
+        mode,
         str(tmp_path),
     )
     assert done.returncode == 0, done.stderr

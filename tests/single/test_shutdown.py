@@ -500,6 +500,29 @@ def test_multiprocessing_beside_an_executor(script: Script, tmp_path: Path) -> N
     assert (done.returncode, done.stdout) == (0, "[1]\n[1]\n"), done.stderr
 
 
+def test_an_executor_in_a_process_that_multiprocessing_has_spawned(script: Script, tmp_path: Path) -> None:
+    """There the script is called ``__mp_main__``."""
+    done = script(
+        PRELUDE + "import multiprocessing\n"
+        "class Point:\n"
+        "    def __init__(self, x): self.x = x\n"
+        "def double(point): return Point(2 * point.x)\n"
+        "def run():\n"
+        "    with SingleNodeExecutor(**options) as exe:\n"
+        "        first = exe.submit(double, Point(3)).result()\n"
+        "        second = exe.submit(double, exe.submit(double, first)).result()\n"
+        "        print(type(second) is Point, second.x, exe.submit(add, 1, 1).result(), flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    run()\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=run)\n"
+        "    process.start()\n"
+        "    process.join()\n",
+        "block",
+        str(tmp_path),
+    )
+    assert (done.returncode, done.stdout) == (0, "True 24 2\n" * 2), done.stderr
+
+
 def test_warnings_as_errors_and_development_mode(script: Script, tmp_path: Path) -> None:
     """Nothing is left to the garbage collector: no unclosed socket, no process that nobody has waited for."""
     for mode in ("fresh", "block", "block-spawned"):

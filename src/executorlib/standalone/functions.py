@@ -20,7 +20,7 @@ from typing import Any
 
 from executorlib.standalone.callables import function_name
 from executorlib.standalone.plain_function import dump_plain
-from executorlib.standalone.serialize import Payload, dumps, dumps_with_parts
+from executorlib.standalone.serialize import Payload, by_value_modules, dumps, dumps_with_parts
 
 _KEPT = 64
 _KEPT_BYTES = 1 << 28
@@ -264,8 +264,7 @@ def _travels_by_name(obj: Any) -> bool:
     module = getattr(obj, "__module__", None)
     if module is None or module in ("__main__", "__mp_main__") or module not in sys.modules:
         return False
-    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
-    if cloudpickle is not None and cloudpickle.list_registry_pickle_by_value():
+    if by_value_modules():
         return False
     found: Any = sys.modules[module]
     for part in obj.__qualname__.split("."):

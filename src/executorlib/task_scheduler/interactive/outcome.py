@@ -42,6 +42,22 @@ def fail(task: Task, error: BaseException) -> None:
             task.future.set_exception(error)
 
 
+def finish(task: Task, result: Any) -> None:
+    """Set the result of a task that did not run, because it was known."""
+    with user_code():
+        if task.future.set_running_or_notify_cancel():
+            task.future.set_result(result)
+
+
+def refusal(error: BaseException, what: str) -> BaseException:
+    """The exception of a call that cannot be sent anywhere, because something of it cannot be pickled."""
+    if not isinstance(error, SystemExit):
+        return error
+    refused = pickle.PicklingError(f"pickling {what} called sys.exit({error.code!r})")
+    refused.__cause__ = error
+    return refused
+
+
 def death(task: Task, worker: Worker) -> WorkerDiedError:
     """The exception of a task whose worker died while it ran."""
     said = worker.stderr_tail.decode(errors="replace").strip()

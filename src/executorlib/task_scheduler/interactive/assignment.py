@@ -62,7 +62,7 @@ class Assignment:
         observer: hears of what happens
 
     Attributes:
-        steal_at: when `assign` wants to look again for tasks that wait behind one that makes no progress
+        steal_at: when `assign` wants to be called to look for tasks that wait behind one that makes no progress
     """
 
     def __init__(
@@ -74,14 +74,21 @@ class Assignment:
         self._ledger = ledger
         self._observer = observer
         self.steal_at: float | None = None
+        self._look_at: float | None = None  # from when on it looks, if it is called anyhow; None: nothing waits so
 
     # Handing out
 
     def assign(self) -> None:
         """Hand ready tasks to workers, as far as there is room."""
-        self.steal_at = None
         if self._policy.keep:
-            self._assign_to_kept()
+            now = time.monotonic()
+            # While there is something to hand out not more often: to look at each of many workers takes its time.
+            if self._look_at is not None and (now >= self._look_at or not self._ledger.ready):
+                self._rebalance(now)
+            if self._ledger.ready:
+                self._assign_to_kept(now)
+                if not self._ledger.ready and self._look_at is not None:  # there may be idle workers now
+                    self._want_look(self._look_at)
         else:
             self._assign_to_fresh()
 
@@ -98,13 +105,8 @@ class Assignment:
             else:
                 self._workers.stop(worker, time.monotonic())
 
-    def _assign_to_kept(self) -> None:
-        if not self._ledger.ready:
-            self._rebalance()
-            if not self._ledger.ready:
-                return
+    def _assign_to_kept(self, now: float) -> None:
         self._start_kept()
-        now = time.monotonic()
         # Most of many workers are full: a look at each of them for each result would take longer than all the rest.
         able = [w for w in self._workers.workers.values() if not w.full and w.is_able() and not w.is_late(now)]
         if not able:
@@ -166,6 +168,8 @@ class Assignment:
         self._workers.send_tasks(worker, tasks, now)
         if idle:
             self._begun(worker, now)
+        if len(worker.queue) > 1:
+            self._want_look(now + STALL_SECONDS)
 
     def connected(self, worker: Worker) -> None:
         """A worker has connected: send it the task that waits for it."""
@@ -190,20 +194,39 @@ class Assignment:
         while len(self._ledger.ready) > idle and self._start(self._policy.resources) is not None:
             idle += 1
 
-    def _rebalance(self) -> None:
-        """If there is an idle worker and nothing to do, take what waits behind a task that makes no progress."""
+    def _rebalance(self, now: float) -> None:
+        """Take what waits behind a task that makes no progress, where somebody else could do it; it keeps its turn."""
+        self.steal_at = self._look_at = None
         able = [worker for worker in self._workers.workers.values() if worker.is_able()]
-        if all(worker.queue for worker in able):
-            return
-        now = time.monotonic()
+        stalled = []
         for worker in able:
-            if len(worker.queue) < 2 or not worker.gives_back or worker.asked:
-                continue
-            stall = worker.progress + STALL_SECONDS
-            if stall <= now:
-                self._put_back(worker)
-            elif self.steal_at is None or stall < self.steal_at:
-                self.steal_at = stall
+            if len(worker.queue) > 1 and worker.gives_back and not worker.asked:
+                stall = worker.progress + STALL_SECONDS
+                if stall <= now:
+                    stalled.append(worker)
+                else:
+                    self._want_look(stall)
+        if not stalled:
+            return
+        if all(worker.queue for worker in able):
+            # Another will have room soon, or can be started: what is taken is not sent to wait here again.
+            found, full = len(stalled), self._pool.is_full()
+            if not full:
+                for worker in stalled:
+                    if not worker.is_late(now):
+                        self._want_look(worker.late_at)
+            hopeless = full and all(worker.is_late(now) for worker in able)
+            stalled = [worker for worker in stalled if worker.is_late(now) and not hopeless]
+            if len(stalled) < found:
+                self._want_look(now + STALL_SECONDS, wake=False)
+        for worker in stalled:
+            self._put_back(worker)
+
+    def _want_look(self, at: float, *, wake: bool = True) -> None:
+        if self._look_at is None or at < self._look_at:
+            self._look_at = at
+        if wake and (self.steal_at is None or at < self.steal_at):
+            self.steal_at = at
 
     def _put_back(self, worker: Worker) -> None:
         self._ledger.put_back(self._workers.take_back(worker))

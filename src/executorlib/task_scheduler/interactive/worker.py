@@ -182,7 +182,12 @@ class Worker:
 
     def is_late(self, now: float) -> bool:
         """Whether its task takes longer than was thought, so that nothing should be sent to wait behind it."""
-        return bool(self.queue) and now - self.progress > max(STALL_SECONDS, 2 * self.queue[0].estimate)
+        return bool(self.queue) and now > self.late_at
+
+    @property
+    def late_at(self) -> float:
+        """When the task that it runs has taken longer than was thought."""
+        return self.progress + max(STALL_SECONDS, 2 * self.queue[0].estimate)
 
     def close(self) -> None:
         if self.connection is not None:

@@ -171,6 +171,31 @@ def test_an_init_function_that_cannot_be_pickled_is_refused() -> None:
         SingleNodeExecutor(max_workers=1, block_allocation=True, init_function=lambda: {"lock": lock})
 
 
+def test_no_call_waits_for_an_init_function_while_another_worker_is_idle(tmp_path: Path) -> None:
+    def init(executorlib_worker_id: int) -> None:
+        import tasks
+
+        if executorlib_worker_id == 1:
+            tasks.hold(tmp_path / "second", tmp_path / "go")
+
+    with SingleNodeExecutor(max_workers=1, block_allocation=True, init_function=init) as exe:
+        assert exe.submit(tasks.add, 1, 1).result(20) == 2
+        first = exe.submit(tasks.hold, tmp_path / "begun", tmp_path / "end")
+        exe.max_workers = 2
+        behind = exe.submit(tasks.add, 2, 2)
+        tasks.wait_for(tmp_path / "second")
+        tasks.touch(tmp_path / "end")
+        first.result(20)
+        assert behind.result(20) == 4
+        tasks.touch(tmp_path / "go")
+
+
+@only_block
+def test_the_time_of_the_init_function_is_none_of_the_call(make_executor: MakeExecutor) -> None:
+    with make_executor(max_workers=1, init_function=lambda: time.sleep(1.0)) as exe:
+        assert exe.submit(tasks.add, 1, 1, resource_dict={"run_time_max": 0.7}).result(20) == 2
+
+
 # Calls that were sent ahead
 
 

@@ -25,6 +25,7 @@ from executorlib.standalone.interactive.messages import (
     FORGET,
     FUNCTION,
     INIT_FAILED,
+    NO_TASK,
     RESULT,
     RESULT_HEAD,
     RUN,
@@ -237,6 +238,7 @@ class Runner:
             if self._forked:
                 end_fork(error)
             self._init_error = dump_error(error)
+        self._link.send(BEGUN_HEAD.pack(BEGUN, NO_TASK))
 
     def report(self, number: int, outcome: Outcome) -> None:
         """Send the outcome of a task; the dispatcher hears of it before the next task begins."""

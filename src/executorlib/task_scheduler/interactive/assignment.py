@@ -44,11 +44,13 @@ class Policy(NamedTuple):
         keep: whether workers are kept for further tasks (block allocation); if not, each call gets a fresh process
         resources: those of a kept worker
         restart_limit: how often a task is tried again after the death of its worker
+        prepares: whether a worker runs an init function before its first task
     """
 
     keep: bool
     resources: Resources
     restart_limit: int = 0
+    prepares: bool = False
 
 
 class Assignment:
@@ -143,6 +145,7 @@ class Assignment:
             self._pool.give_back(allotment)
             self._cannot_start(error)
             return None
+        worker.preparing = self._policy.prepares
         if self._observer is not None:
             self._observer.worker_started(worker)
         return worker
@@ -302,6 +305,7 @@ class Assignment:
                     continue
                 if body[:1] == BEGUN:
                     worker.has_begun = BEGUN_HEAD.unpack_from(body)[1]
+                    worker.preparing = False
                     continue
                 _, status, number, start, seconds = RESULT_HEAD.unpack_from(body)
                 if queue[0].number != number:
@@ -373,6 +377,8 @@ class Assignment:
             error = self._workers.start_error(worker, f"ended before it had started: {worker.cause}")
         else:
             error = None
+        if not queue and worker.preparing and worker.verdict is None and self._ledger.next_ready() is not None:
+            queue = [self._ledger.ready.pop()]  # what it was started for: else one worker would follow the other
         if not queue:
             _LOG.warning("%r ended while idle: %s", worker, worker.cause)
             if worker.connection is None and error is not None:

@@ -135,7 +135,8 @@ class InteractiveScheduler(DispatchedScheduler):
             pool = make_pool(slots, workers)
         else:
             pool = ResourcePool(slots, workers, gpus() if resources.gpus or not keep else ())
-        self._dispatcher = Dispatcher(Policy(keep, resources, restart_limit), pool, site, launcher, observer)
+        policy = Policy(keep, resources, restart_limit, prepares=keep and self._has_init_function)
+        self._dispatcher = Dispatcher(policy, pool, site, launcher, observer)
         super().__init__(self._dispatcher, self._dispatcher.shutdown, progress=progress)
 
     def submit(

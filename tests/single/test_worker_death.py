@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from conftest import Eventually, MakeExecutor
 from executorlib import SingleNodeExecutor
 from executorlib.standalone.errors import ExecutorlibSocketError, RemoteError, TaskExitError, WorkerDiedError
 from executorlib.standalone.interactive.messages import BEGUN, DONE, RANK_ERROR, RESULT, RESULT_HEAD
+from executorlib.standalone.interactive.subprocesses import Subprocesses
 
 pytestmark = pytest.mark.faults
 
@@ -357,11 +359,30 @@ def test_a_spawned_interpreter_that_ends_at_once(
     impostor.write_text("#!/bin/sh\necho 'wrong interpreter' >&2\nexit 4\n")
     impostor.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(impostor))
-    with make_executor(max_workers=1) as exe:
+    with make_executor(max_workers=2) as exe:
         for future in [exe.submit(tasks.add, i) for i in range(3)]:
             with pytest.raises(ExecutorlibSocketError, match="wrong interpreter") as caught:
                 future.result(30)
             assert "exit code 4" in str(caught.value)
+
+
+def test_one_of_two_workers_cannot_be_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, eventually: Eventually
+) -> None:
+    """The calls wait for the other, which is still starting."""
+    monkeypatch.setenv("EXECUTORLIB_FORK_SERVER", "0")
+    execute = Subprocesses.execute
+
+    def start(self: Subprocesses, worker: int, argv: list[str], *rest: Any) -> None:
+        waits = ["/bin/sh", "-c", f"while ! test -e '{tmp_path}/go'; do sleep 0.02; done; exec {shlex.join(argv)}"]
+        execute(self, worker, ["/bin/false"] if worker == 1 else waits, *rest)
+
+    monkeypatch.setattr(Subprocesses, "execute", start)
+    with SingleNodeExecutor(max_workers=2, block_allocation=True) as exe:
+        futures = [exe.submit(tasks.add, i, 1) for i in range(4)]
+        eventually(lambda: "ended while idle" in caplog.text)
+        tasks.touch(tmp_path / "go")
+        assert [future.result(30) for future in futures] == [1, 2, 3, 4]
 
 
 # Pickling

@@ -76,6 +76,7 @@ class Assignment:
         self._ledger = ledger
         self._observer = observer
         self.steal_at: float | None = None
+        self._hold_starts = False  # no more kept workers are started, after one could not be
         self._look_at: float | None = None  # from when on it looks, if it is called anyhow; None: nothing waits so
 
     # Handing out
@@ -134,7 +135,7 @@ class Assignment:
                 self._send(worker, batch)
 
     def _start(self, resources: Resources) -> Worker | None:
-        allotment = self._pool.take(resources)
+        allotment = None if self._hold_starts else self._pool.take(resources)
         if allotment is None:
             return None
         places = {worker.place for worker in self._workers.workers.values()}
@@ -157,6 +158,10 @@ class Assignment:
             if self._ledger.next_ready() is not None:
                 self._ledger.fail(self._ledger.ready.pop(), error)
         elif not any(w.connection is not None for w in self._workers.workers.values()):
+            # Those that are starting may do it, or tell by their end that no worker can be started.
+            self._hold_starts = any(not (w.stopping or w.doomed) for w in self._workers.workers.values())
+            if self._hold_starts:
+                return
             for task in self._ledger.ready.clear():
                 self._ledger.fail(task, error)
 
@@ -176,6 +181,7 @@ class Assignment:
 
     def connected(self, worker: Worker) -> None:
         """A worker has connected: send it the task that waits for it."""
+        self._hold_starts = False
         if worker.queue:
             tasks = list(worker.queue)
             worker.queue.clear()
@@ -359,6 +365,7 @@ class Assignment:
     def gone(self, worker: Worker) -> None:
         """A worker's process has ended: settle its tasks, and free its place."""
         self._pool.give_back(worker.allotment)
+        self._hold_starts = False
         if self._observer is not None:
             self._observer.worker_gone(worker)
         if worker.worked:  # else its start may be to blame, and the task must not start one after the other

@@ -124,7 +124,7 @@ class ResultCache:
     def _claim(self, output: str, future: TaskFuture) -> Future[Any] | None:
         """Whose call writes this output: an earlier future, or None for the given one. Any thread may come first."""
         # Before anybody can wait for it: when it has ended, whoever waits finds nobody that writes.
-        future.add_done_callback(lambda _: self._release(output, future))
+        future.add_done_callback(lambda done: self._release(output, done))
         running = self._running.setdefault(output, future)
         if running is not future:
             return running
@@ -132,7 +132,7 @@ class ResultCache:
             self._release(output, future)
         return None
 
-    def _release(self, output: str, future: TaskFuture) -> None:
+    def _release(self, output: str, future: Future[Any]) -> None:
         if self._running.get(output) is future:
             del self._running[output]
 

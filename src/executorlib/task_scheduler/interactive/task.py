@@ -182,8 +182,12 @@ class DependencyGraph:
         inputs = task.inputs or ()
         task.open_inputs = len(inputs)
         for future in inputs:
-            future.add_done_callback(lambda _: self._done(task))
+            future.add_done_callback(self._callback([task]))
         return not inputs
+
+    def _callback(self, box: list[Task]) -> Callable[[Future[Any]], None]:
+        # A future keeps its callbacks when it is done: they must not keep the task, and the result of its future, alive.
+        return lambda _: self._done(box.pop())
 
     def input_done(self, task: Task) -> bool:
         """Count an input; returns whether it was the last."""

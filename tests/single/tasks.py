@@ -167,6 +167,15 @@ class NoReprError(Exception):
         raise ValueError("no repr")
 
 
+class NoSignature:
+    @property
+    def __signature__(self) -> NoReturn:
+        raise RuntimeError("no signature")
+
+    def __call__(self, needed: int) -> int:
+        return needed
+
+
 class UnloadableWithoutRepr:
     def __reduce__(self) -> Any:
         return raise_without_repr, ()

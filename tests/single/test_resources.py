@@ -117,6 +117,14 @@ def test_error_log_file_has_all_of_it(make_executor: MakeExecutor, tmp_path: Pat
     assert "kwargs: {'y': 'b'}" in text
 
 
+def test_error_log_file_with_arguments_that_have_no_repr(make_executor: MakeExecutor, tmp_path: Path) -> None:
+    log = tmp_path / "errors.log"
+    with make_executor(resource_dict={"error_log_file": str(log)}) as exe:
+        error = exe.submit(tasks.fail, message=tasks.NoReprError()).exception(20)
+        assert type(error) is ValueError
+    assert "in fail" in log.read_text()
+
+
 def test_error_log_file_of_a_call(tmp_path: Path) -> None:
     log = tmp_path / "errors.log"
     with SingleNodeExecutor(max_workers=1) as exe:

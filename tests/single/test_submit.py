@@ -184,6 +184,11 @@ def test_a_missing_argument_carries_a_note(make_executor: MakeExecutor) -> None:
     assert "'a'" not in notes
 
 
+def test_a_missing_argument_of_a_callable_whose_signature_raises(make_executor: MakeExecutor) -> None:
+    with make_executor() as exe, pytest.raises(TypeError, match="missing"):
+        exe.submit(tasks.NoSignature()).result(20)
+
+
 def test_an_unrelated_type_error_carries_no_note(make_executor: MakeExecutor) -> None:
     with make_executor() as exe:
         error = exe.submit(tasks.add, 1, "a").exception()

@@ -6,6 +6,7 @@ import os
 import sys
 
 from executorlib.standalone.callables import function_name, takes_parameter
+from executorlib.standalone.errors import safe_repr
 from executorlib.standalone.hardware import GPU_VARIABLES
 
 TYPE_CHECKING = False
@@ -56,7 +57,7 @@ def explain_missing_argument(error: BaseException, fn: Any, args: tuple[Any, ...
     try:
         signature = inspect.signature(fn)
         given = signature.bind_partial(*args, **kwargs).arguments
-    except (TypeError, ValueError):  # no signature, or an argument too many
+    except Exception:  # no signature, an argument too many, or what the user's objects raise
         return
     missing = [
         name
@@ -83,7 +84,7 @@ def log_error(path: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
     import traceback
 
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    entry = f"function: {fn!r}\nargs: {args!r}\nkwargs: {kwargs!r}\n{trace}"
+    entry = f"function: {safe_repr(fn)}\nargs: {safe_repr(args)}\nkwargs: {safe_repr(kwargs)}\n{trace}"
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:

@@ -186,7 +186,7 @@ class DependencyGraph:
         return not inputs
 
     def _callback(self, box: list[Task]) -> Callable[[Future[Any]], None]:
-        # A future keeps its callbacks when it is done: they must not keep the task, and the result of its future, alive.
+        # A future that is done keeps its callbacks: they must not keep the task alive, and the result of its future.
         return lambda _: self._done(box.pop())
 
     def input_done(self, task: Task) -> bool:

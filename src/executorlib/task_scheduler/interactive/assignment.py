@@ -155,7 +155,7 @@ class Assignment:
         """No worker can be started: fail the task that needed it, or all if none is left to do them."""
         _LOG.warning("%s", error)
         if not self._policy.keep:
-            if self._ledger.next_ready() is not None:
+            if self._ledger.ready:  # the first, also if it was cancelled a moment ago: the next has no part in this
                 self._ledger.fail(self._ledger.ready.pop(), error)
         elif not any(w.connection is not None for w in self._workers.workers.values()):
             # Those that are starting may do it, or tell by their end that no worker can be started.

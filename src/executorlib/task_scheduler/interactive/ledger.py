@@ -97,8 +97,9 @@ class TaskLedger:
 
     def fail_run(self, task: Task, error: BaseException) -> None:
         """End a task that a worker has begun and not brought to its end."""
-        self.failed += 1
-        self.dropped -= 1
+        if task.number in self.open:
+            self.failed += 1
+            self.dropped -= 1
         self.fail(task, error)
 
     def forget(self, task: Task) -> None:
@@ -161,10 +162,10 @@ class TaskLedger:
             finish(task, answer.result())
 
     def _close(self, task: Task) -> None:
-        self.open.pop(task.number, None)
+        if self.open.pop(task.number, None) is not None:  # else it was closed before, and is still in a list of tasks
+            self.ended += 1
+            self.dropped += 1
+            if self._observer is not None:
+                self._observer.dropped(task.number)
         self.unwanted.pop(task.number, None)
-        self.ended += 1
-        self.dropped += 1
-        if self._observer is not None:
-            self._observer.dropped(task.number)
         task.payload = task.inputs = task.late = task.values = None

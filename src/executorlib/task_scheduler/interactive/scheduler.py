@@ -237,7 +237,7 @@ class InteractiveScheduler(DispatchedScheduler):
 
     @max_workers.setter
     def max_workers(self, max_workers: int) -> None:
-        self._limits = self._limits._replace(max_workers=max_workers, max_cores=None).checked()
+        self._limits = self._limits._replace(max_workers=max_workers).checked()
         self._dispatcher.resize(*self._capacity())
 
     @property

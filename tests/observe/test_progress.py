@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from conftest import Eventually, MakeExecutor, Script
 from executorlib import SingleNodeExecutor
 from executorlib.api import TestClusterExecutor
+from executorlib.standalone.interactive.subprocesses import Subprocesses
 from executorlib.task_scheduler.tally import Tally
 
 pytest.importorskip("tqdm", reason="draws the bar; in executorlib[progress]")
@@ -63,6 +65,27 @@ def test_numbers(make_executor: MakeExecutor, tmp_path: Path, eventually: Eventu
     eventually(lambda: tally()[:4] == (7, 7, 2, 2))
     exe.shutdown()
     assert tally() == (7, 7, 2, 2, 0, 0)
+
+
+def test_no_call_is_counted_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually) -> None:
+    """One that is cancelled while it is ready is over, when the others fail because no worker can be started."""
+    monkeypatch.setenv("EXECUTORLIB_FORK_SERVER", "0")
+    execute = Subprocesses.execute
+
+    def start(self: Subprocesses, worker: int, argv: list[str], *rest: Any) -> None:
+        waits = f"while ! test -e '{tmp_path}/go'; do sleep 0.02; done; false"
+        execute(self, worker, ["/bin/sh", "-c", waits], *rest)
+
+    monkeypatch.setattr(Subprocesses, "execute", start)
+    exe = SingleNodeExecutor(max_workers=1, block_allocation=True)
+    tally: Callable[[], Tally] = exe._task_scheduler._dispatcher.tally  # type: ignore[union-attr]
+    futures = [exe.submit(sum, [i]) for i in range(3)]
+    assert futures[1].cancel()
+    eventually(lambda: tally()[:2] == (3, 1))
+    (tmp_path / "go").touch()
+    wait(futures, 20)
+    exe.shutdown()
+    assert tally() == (3, 3, 0, 3, 0, 0)
 
 
 def test_numbers_of_jobs_that_work_through_files(tmp_path: Path) -> None:

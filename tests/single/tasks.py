@@ -85,6 +85,29 @@ def interrupt() -> NoReturn:
     raise KeyboardInterrupt
 
 
+def fork_and_tell(how: str) -> int:
+    """The exit code of a child that comes back from this call in some way."""
+    child = os.fork()
+    if child == 0:
+        if how == "return":
+            return -1
+        if how == "raise":
+            raise ValueError("in the child")
+        sys.exit({"exit": None, "exit 3": 3, "exit with words": "words"}[how])
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def say_to_the_program(body: bytes) -> None:
+    """Send a message as if the worker did."""
+    import gc
+
+    from executorlib.backend.runner import Runner
+
+    (runner,) = (obj for obj in gc.get_objects() if isinstance(obj, Runner))
+    runner._link.send(body)
+    time.sleep(25)
+
+
 def sleep_with_child(path: str | Path) -> None:
     """Start a child that sleeps for long, note both process ids, and sleep."""
     import subprocess
@@ -137,6 +160,36 @@ class Unloadable:
 
 def refuse_to_load(what: str) -> NoReturn:
     raise RuntimeError(f"{what} cannot be loaded")
+
+
+class NoReprError(Exception):
+    def __repr__(self) -> NoReturn:
+        raise ValueError("no repr")
+
+
+class NoSignature:
+    @property
+    def __signature__(self) -> NoReturn:
+        raise RuntimeError("no signature")
+
+    def __call__(self, needed: int) -> int:
+        return needed
+
+
+class UnloadableWithoutRepr:
+    def __reduce__(self) -> Any:
+        return raise_without_repr, ()
+
+
+def raise_without_repr() -> NoReturn:
+    raise NoReprError
+
+
+class Exits:
+    """Can be pickled, and calls sys.exit when it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
 
 
 class KillsItsLoader:

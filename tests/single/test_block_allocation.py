@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +169,95 @@ def test_an_init_function_that_cannot_be_pickled_is_refused() -> None:
     lock = tasks.Unpicklable()
     with pytest.raises(TypeError, match="do not travel"):
         SingleNodeExecutor(max_workers=1, block_allocation=True, init_function=lambda: {"lock": lock})
+
+
+def test_no_call_waits_for_an_init_function_while_another_worker_is_idle(tmp_path: Path) -> None:
+    def init(executorlib_worker_id: int) -> None:
+        import tasks
+
+        if executorlib_worker_id == 1:
+            tasks.hold(tmp_path / "second", tmp_path / "go")
+
+    with SingleNodeExecutor(max_workers=1, block_allocation=True, init_function=init) as exe:
+        assert exe.submit(tasks.add, 1, 1).result(20) == 2
+        first = exe.submit(tasks.hold, tmp_path / "begun", tmp_path / "end")
+        exe.max_workers = 2
+        behind = exe.submit(tasks.add, 2, 2)
+        tasks.wait_for(tmp_path / "second")
+        tasks.touch(tmp_path / "end")
+        first.result(20)
+        assert behind.result(20) == 4
+        tasks.touch(tmp_path / "go")
+
+
+@only_block
+def test_the_time_of_the_init_function_is_none_of_the_call(make_executor: MakeExecutor) -> None:
+    with make_executor(max_workers=1, init_function=lambda: time.sleep(1.0)) as exe:
+        assert exe.submit(tasks.add, 1, 1, resource_dict={"run_time_max": 0.7}).result(20) == 2
+
+
+# Calls that were sent ahead
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "a").mkdir()
+    return tmp_path / "a"
+
+
+def held_with_one_behind(exe: SingleNodeExecutor, folder: Path) -> Iterator[int]:
+    """Two calls at one worker: the second was thought to have to wait for no time."""
+    results: Iterator[int] = exe.map(tasks.hold_if, [folder] * 2, [0, 1])
+    tasks.wait_for(folder / "begun")
+    return results
+
+
+def learn(exe: SingleNodeExecutor, folder: Path) -> None:
+    """Let the executor see that calls of `tasks.hold_if` are short."""
+    list(exe.map(tasks.hold_if, [folder] * 60, range(100, 160)))
+
+
+def test_a_worker_more_takes_what_waits_behind_a_long_call(folder: Path) -> None:
+    with SingleNodeExecutor(max_workers=1, block_allocation=True) as exe:
+        learn(exe, folder)
+        results = held_with_one_behind(exe, folder)
+        exe.max_workers = 2
+        tasks.wait_for(folder / "ran1")
+        tasks.touch(folder / "go")
+        assert list(results) == [0, 1]
+
+
+def test_the_place_of_a_dead_worker_takes_what_waits_behind_a_long_call(tmp_path: Path, folder: Path) -> None:
+    with SingleNodeExecutor(max_workers=2, block_allocation=True) as exe:
+        learn(exe, folder)
+        doomed = exe.submit(tasks.hold, tmp_path / "begun", tmp_path / "never")
+        tasks.wait_for(tmp_path / "begun")
+        results = held_with_one_behind(exe, folder)
+        assert exe.cancel(doomed)
+        tasks.wait_for(folder / "ran1")
+        tasks.touch(folder / "go")
+        assert list(results) == [0, 1]
+
+
+def test_what_waits_behind_a_long_call_is_not_overtaken(tmp_path: Path, folder: Path) -> None:
+    """Of all that waits it is the first for the next worker that is free."""
+    with SingleNodeExecutor(max_workers=2, block_allocation=True, resource_dict={"priority": 5}) as exe:
+        learn(exe, folder)
+        other = exe.submit(tasks.hold, tmp_path / "begun", tmp_path / "go")
+        tasks.wait_for(tmp_path / "begun")
+        results = held_with_one_behind(exe, folder)
+        # Each is a function of its own, of which nobody knows how long it takes: one at a time.
+        scopes: list[dict[str, Any]] = [{"__name__": "__main__"} for _ in range(20)]
+        for i, scope in enumerate(scopes):
+            exec(f"def low(folder):\n    import tasks\n    tasks.note_number(folder, {200 + i})\n", scope)
+        low = [exe.submit(scope["low"], folder, resource_dict={"priority": 0}) for scope in scopes]
+        time.sleep(0.05)  # until the long call is seen to be long
+        tasks.touch(tmp_path / "go")
+        other.result(20)
+        wait([low[5]], 20)
+        assert (folder / "ran1").exists()
+        tasks.touch(folder / "go")
+        assert list(results) == [0, 1]
 
 
 def test_an_init_function_needs_block_allocation() -> None:

@@ -124,6 +124,16 @@ def test_max_workers_of_every_combination() -> None:
 # Resizing
 
 
+def test_another_max_workers_leaves_max_cores_as_it_was() -> None:
+    with SingleNodeExecutor(max_workers=1, max_cores=2) as exe:
+        exe.max_workers = 4
+        assert exe.max_workers == 4
+        assert exe.info is not None
+        assert exe.info["max_cores"] == 2
+        with pytest.raises(ValueError, match="max_cores=2"):
+            exe.submit(tasks.add, 1, resource_dict={"cores": 3})
+
+
 @pytest.mark.kinds
 def test_growing_under_load(make_executor: MakeExecutor, tmp_path: Path, eventually: Eventually) -> None:
     with make_executor(max_workers=1) as exe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,9 @@ import tasks
 
 from conftest import Eventually, MakeExecutor
 from executorlib import SingleNodeExecutor
+from executorlib.standalone.functions import NO_FUNCTION
+from executorlib.standalone.resources import Resources
+from executorlib.task_scheduler.interactive.map_task import MapResults, MapTask
 
 
 @pytest.mark.kinds
@@ -67,6 +71,28 @@ def test_timeout(make_executor: MakeExecutor, tmp_path: Path) -> None:
         assert time.monotonic() - start < 10
         (tmp_path / "go").touch()
         assert exe.submit(tasks.add, 1, 1).result() == 2
+
+
+def test_a_late_word_of_one_call_is_not_taken_for_that_of_the_next() -> None:
+    results = MapResults()
+    task = MapTask(NO_FUNCTION, None, Resources(), results)
+    waits = threading.Event()
+
+    class Filled(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            if not waits.is_set():
+                self.set()  # for the one before
+                waits.set()
+            return super().wait(timeout)
+
+    results.filled = Filled()
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(task.result, 20)
+        assert waits.wait(20)
+        task.set_result("its own")
+        assert result.result(20) == "its own"
+    with pytest.raises(TimeoutError):
+        MapTask(NO_FUNCTION, None, Resources(), results).result(0.01)
 
 
 def test_a_timeout_that_is_long_enough(make_executor: MakeExecutor) -> None:

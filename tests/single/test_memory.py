@@ -80,6 +80,19 @@ def test_futures_are_released_when_done(make_executor: MakeExecutor, eventually:
         eventually(lambda: all(reference() is None for reference in references))
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_dependents_are_released_before_their_input(
+    make_executor: MakeExecutor, tmp_path: Path, eventually: Eventually, cached: bool
+) -> None:
+    with make_executor(cache_directory=str(tmp_path) if cached else None) as exe:
+        first = exe.submit(tasks.identity, 1)
+        dependent = exe.submit(tasks.make_thing, first)
+        references = [weakref.ref(dependent), weakref.ref(dependent.result())]
+        del dependent
+        eventually(lambda: all(reference() is None for reference in references))
+        assert first.result() == 1
+
+
 def test_results_of_a_map_are_released_one_by_one(make_executor: MakeExecutor, eventually: Eventually) -> None:
     with make_executor() as exe:
         results = exe.map(tasks.make_thing, range(10))

@@ -98,6 +98,28 @@ def test_a_cwd_that_cannot_be_made_fails_the_call(make_executor: MakeExecutor, t
             exe.submit(os.getcwd).result()
 
 
+def test_a_cwd_that_cannot_be_made_fails_no_other_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the call is cancelled in this moment."""
+    makedirs, futures, wrong = os.makedirs, list[Any](), str(tmp_path / "wrong")
+
+    def cancel_first(name: str, *args: Any, **kwargs: Any) -> None:
+        if name != wrong:
+            makedirs(name, *args, **kwargs)
+            return
+        futures[0].cancel()
+        raise OSError("no such place")
+
+    monkeypatch.setattr(os, "makedirs", cancel_first)
+    with SingleNodeExecutor(max_workers=1) as exe:
+        first = exe.submit(tasks.hold, tmp_path / "begun", tmp_path / "go")
+        tasks.wait_for(tmp_path / "begun")
+        futures += [exe.submit(os.getcwd, resource_dict={"cwd": wrong}), exe.submit(tasks.add, 1, 1)]
+        tasks.touch(tmp_path / "go")
+        assert futures[1].result(20) == 2
+        assert futures[0].cancelled()
+        first.result(20)
+
+
 # error_log_file
 
 
@@ -115,6 +137,14 @@ def test_error_log_file_has_all_of_it(make_executor: MakeExecutor, tmp_path: Pat
     assert "function: <function add" in text
     assert "args: (1,)" in text
     assert "kwargs: {'y': 'b'}" in text
+
+
+def test_error_log_file_with_arguments_that_have_no_repr(make_executor: MakeExecutor, tmp_path: Path) -> None:
+    log = tmp_path / "errors.log"
+    with make_executor(resource_dict={"error_log_file": str(log)}) as exe:
+        error = exe.submit(tasks.fail, message=tasks.NoReprError()).exception(20)
+        assert type(error) is ValueError
+    assert "in fail" in log.read_text()
 
 
 def test_error_log_file_of_a_call(tmp_path: Path) -> None:

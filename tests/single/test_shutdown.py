@@ -421,15 +421,20 @@ def test_standard_input_and_output_are_not_held(start_script: StartScript, tmp_p
     assert out == "a line\n"
 
 
-def test_a_program_with_closed_standard_streams(script: Script, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["fresh", "block", "block-spawned"])
+@pytest.mark.parametrize("closed", ["012", "1", "2"])
+def test_a_program_with_closed_standard_streams(script: Script, tmp_path: Path, closed: str, mode: str) -> None:
+    """What calls and their children write goes nowhere, not into whatever the program has opened since."""
     done = script(
-        PRELUDE + "for fd in (0, 1, 2):\n"
-        "    os.close(fd)\n"
+        PRELUDE + f"for fd in {closed!r}:\n"
+        "    os.close(int(fd))\n"
         "with SingleNodeExecutor(**options) as exe:\n"
-        "    exe.submit(touch, folder + '/done').result()\n"
-        "    exe.submit(print, 'nowhere').result()\n"
+        "    exe.submit(touch, folder + '/done').result(20)\n"
+        "    exe.submit(print, 'nowhere').result(20)\n"
+        "    for _ in range(3):\n"
+        "        exe.submit(os.system, 'echo hello; echo hello >&2').result(10)\n"
         "os._exit(0)\n",
-        "fresh",
+        mode,
         str(tmp_path),
     )
     assert done.returncode == 0, done.stderr
@@ -493,6 +498,29 @@ def test_multiprocessing_beside_an_executor(script: Script, tmp_path: Path) -> N
         str(tmp_path),
     )
     assert (done.returncode, done.stdout) == (0, "[1]\n[1]\n"), done.stderr
+
+
+def test_an_executor_in_a_process_that_multiprocessing_has_spawned(script: Script, tmp_path: Path) -> None:
+    """There the script is called ``__mp_main__``."""
+    done = script(
+        PRELUDE + "import multiprocessing\n"
+        "class Point:\n"
+        "    def __init__(self, x): self.x = x\n"
+        "def double(point): return Point(2 * point.x)\n"
+        "def run():\n"
+        "    with SingleNodeExecutor(**options) as exe:\n"
+        "        first = exe.submit(double, Point(3)).result()\n"
+        "        second = exe.submit(double, exe.submit(double, first)).result()\n"
+        "        print(type(second) is Point, second.x, exe.submit(add, 1, 1).result(), flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    run()\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=run)\n"
+        "    process.start()\n"
+        "    process.join()\n",
+        "block",
+        str(tmp_path),
+    )
+    assert (done.returncode, done.stdout) == (0, "True 24 2\n" * 2), done.stderr
 
 
 def test_warnings_as_errors_and_development_mode(script: Script, tmp_path: Path) -> None:

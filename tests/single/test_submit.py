@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import operator
+import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -182,6 +184,11 @@ def test_a_missing_argument_carries_a_note(make_executor: MakeExecutor) -> None:
     assert "'a'" not in notes
 
 
+def test_a_missing_argument_of_a_callable_whose_signature_raises(make_executor: MakeExecutor) -> None:
+    with make_executor() as exe, pytest.raises(TypeError, match="missing"):
+        exe.submit(tasks.NoSignature()).result(20)
+
+
 def test_an_unrelated_type_error_carries_no_note(make_executor: MakeExecutor) -> None:
     with make_executor() as exe:
         error = exe.submit(tasks.add, 1, "a").exception()
@@ -190,18 +197,19 @@ def test_an_unrelated_type_error_carries_no_note(make_executor: MakeExecutor) ->
 
 
 def test_arguments_are_taken_when_submitted(make_executor: MakeExecutor, tmp_path: Path) -> None:
-    """What a program changes after submit does not change the call, also not in large buffers sent out of band."""
+    """What a program changes after submit does not change the call; large arrays, of 64 kB and more, are not copied."""
     import numpy as np
 
-    small, large = [1], np.ones(200_000)
+    numbers, array = [1], np.ones(8_000)
     with make_executor(max_workers=1) as exe:
         blocker = exe.submit(tasks.wait_for, tmp_path / "go")
-        first, second = exe.submit(tasks.identity, small), exe.submit(np.sum, large)
-        small.append(2)
+        first, second = exe.submit(tasks.identity, numbers), exe.submit(np.sum, array)
+        numbers.append(2)
+        array[:] = 0
         (tmp_path / "go").touch()
         blocker.result()
         assert first.result() == [1]
-        assert second.result() == 200_000
+        assert second.result() == 8_000
 
 
 def test_arrays_arrive_whole_and_writable(make_executor: MakeExecutor) -> None:
@@ -244,6 +252,29 @@ def test_a_function_and_what_it_reads_is_that_of_the_submission(make_executor: M
         exec("def read(x=10):\n    return 0\n", scope)
         results.append(exe.submit(scope["read"]))
         assert [future.result() for future in results] == [11, 12, 22, 0]
+
+
+def test_a_submodule_that_is_imported_later_is_there_for_the_next_call(
+    make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``import a.b.c`` makes no new global variable where ``import a`` was before."""
+    for name in ("later", "later/inner"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "later" / "inner" / "deep.py").write_text("answer = 42\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    exec("import later\ndef read():\n    return later.inner.deep.answer\n", scope)
+    try:
+        with make_executor() as exe:
+            assert isinstance(exe.submit(scope["read"]).exception(20), AttributeError)
+            importlib.import_module("later.inner")
+            assert isinstance(exe.submit(scope["read"]).exception(20), AttributeError)
+            importlib.import_module("later.inner.deep")
+            assert exe.submit(scope["read"]).result(20) == 42
+    finally:
+        for name in ("later", "later.inner", "later.inner.deep"):
+            sys.modules.pop(name, None)
 
 
 def test_print_reaches_the_program(script: Script) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -18,6 +19,8 @@ import tasks
 from conftest import Eventually, MakeExecutor
 from executorlib import SingleNodeExecutor
 from executorlib.standalone.errors import ExecutorlibSocketError, RemoteError, TaskExitError, WorkerDiedError
+from executorlib.standalone.interactive.messages import BEGUN, DONE, RANK_ERROR, RESULT, RESULT_HEAD
+from executorlib.standalone.interactive.subprocesses import Subprocesses
 
 pytestmark = pytest.mark.faults
 
@@ -78,6 +81,57 @@ def test_leaving_is_an_error_of_the_task(
         with pytest.raises(TaskExitError, match=words):
             exe.submit(fn, *args).result(30)
         assert exe.submit(tasks.add, 1, 1).result(30) == 2
+
+
+@pytest.mark.kinds
+@pytest.mark.parametrize(
+    ("how", "code"), [("return", 0), ("exit", 0), ("exit 3", 3), ("exit with words", 1), ("raise", 1)]
+)
+def test_a_call_that_forks_is_answered_by_the_process_that_began_it(
+    make_executor: MakeExecutor, tmp_path: Path, how: str, code: int
+) -> None:
+    with make_executor(max_workers=2) as exe:
+        other = exe.submit(tasks.hold, tmp_path / "begun", tmp_path / "go", "other")
+        assert exe.submit(tasks.fork_and_tell, how).result(20) == code
+        assert exe.submit(tasks.add, 1, 1).result(20) == 2
+        tasks.touch(tmp_path / "go")
+        assert other.result(20) == "other"
+
+
+def test_an_init_function_that_forks(tmp_path: Path) -> None:
+    def init() -> dict[str, int]:
+        import tasks
+
+        return {"code": tasks.fork_and_tell("exit 3")}
+
+    with SingleNodeExecutor(max_workers=1, block_allocation=True, init_function=init) as exe:
+        assert exe.submit(lambda code: code).result(20) == 3
+
+
+IMPOSSIBLE = {
+    "another number": RESULT_HEAD.pack(RESULT, DONE, 12345678, 0.0, 0.0),
+    "half a head": RESULT,
+    "an unknown kind": b"?",
+    "half a number": BEGUN,
+    "an error that is none": RANK_ERROR + b"?",
+    "an error that exits": RANK_ERROR + pickle.dumps(tasks.Exits()),
+}
+
+
+@pytest.mark.kinds
+@pytest.mark.parametrize("body", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_a_worker_that_says_what_cannot_be_is_ended(
+    make_executor: MakeExecutor, tmp_path: Path, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its call fails, and those of others go on."""
+    with make_executor(max_workers=2) as exe:
+        other = exe.submit(tasks.hold, tmp_path / "begun", tmp_path / "go", "other")
+        with pytest.raises(WorkerDiedError):
+            exe.submit(tasks.say_to_the_program, body).result(20)
+        assert "what no worker sends" in caplog.text
+        tasks.touch(tmp_path / "go")
+        assert other.result(20) == "other"
+        assert exe.submit(tasks.add, 1, 1).result(20) == 2
 
 
 def test_one_death_does_not_take_the_others_along(make_executor: MakeExecutor) -> None:
@@ -305,11 +359,30 @@ def test_a_spawned_interpreter_that_ends_at_once(
     impostor.write_text("#!/bin/sh\necho 'wrong interpreter' >&2\nexit 4\n")
     impostor.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(impostor))
-    with make_executor(max_workers=1) as exe:
+    with make_executor(max_workers=2) as exe:
         for future in [exe.submit(tasks.add, i) for i in range(3)]:
             with pytest.raises(ExecutorlibSocketError, match="wrong interpreter") as caught:
                 future.result(30)
             assert "exit code 4" in str(caught.value)
+
+
+def test_one_of_two_workers_cannot_be_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, eventually: Eventually
+) -> None:
+    """The calls wait for the other, which is still starting."""
+    monkeypatch.setenv("EXECUTORLIB_FORK_SERVER", "0")
+    execute = Subprocesses.execute
+
+    def start(self: Subprocesses, worker: int, argv: list[str], *rest: Any) -> None:
+        waits = ["/bin/sh", "-c", f"while ! test -e '{tmp_path}/go'; do sleep 0.02; done; exec {shlex.join(argv)}"]
+        execute(self, worker, ["/bin/false"] if worker == 1 else waits, *rest)
+
+    monkeypatch.setattr(Subprocesses, "execute", start)
+    with SingleNodeExecutor(max_workers=2, block_allocation=True) as exe:
+        futures = [exe.submit(tasks.add, i, 1) for i in range(4)]
+        eventually(lambda: "ended while idle" in caplog.text)
+        tasks.touch(tmp_path / "go")
+        assert [future.result(30) for future in futures] == [1, 2, 3, 4]
 
 
 # Pickling
@@ -381,6 +454,9 @@ def test_a_result_that_cannot_be_loaded_here(make_executor: MakeExecutor) -> Non
         assert exe.submit(tasks.add, 1, 1).result() == 2
         with pytest.raises(RuntimeError, match="cannot be unpickled"):
             list(exe.map(tasks.call, [tasks.Unloadable]))
+        with pytest.raises(RuntimeError, match="cannot be unpickled: <NoReprError without a repr>"):
+            exe.submit(tasks.UnloadableWithoutRepr).result(20)
+        assert exe.submit(tasks.add, 1, 1).result() == 2
 
 
 @pytest.mark.kinds

@@ -69,6 +69,10 @@ def test_a_function_that_cannot_change_is_recognised_without_pickling(table: Fun
             "f"
         ],
         script("class C:\n    n = 0\ndef f(): C.n += 1")["f"],
+        script(
+            "def outer():\n    def a(*, v=1, w=1, x=1, y=1, z=1): return v\n"
+            "    def b(*, v=[], w=1, x=1, y=1, z=1): return v\n    def f(): return a(), b()\n    return f\nf = outer()"
+        )["f"],
         script("n = 0\ndef f():\n    globals()['n'] = 1")["f"],
         script("def g(): pass\ndef f(): setattr(g, 'n', 1)")["f"],
         script("n = 0\ndef f(): exec('global n; n += 1')")["f"],

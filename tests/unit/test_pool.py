@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from concurrent.futures import CancelledError, Future
 from typing import Any
@@ -157,6 +158,30 @@ def test_higher_priority_first() -> None:
     queue.push(task())
     queue.push(late)
     assert queue.first() is late
+
+
+def test_nothing_is_kept_of_priorities_that_are_over() -> None:
+    """Else each task of many, with a priority of its own, would take longer than the one before."""
+    queue = ReadyQueue()
+    empty = pickle.dumps(queue)
+    for priority in range(1000):
+        queue.push(task(priority=priority))
+        assert queue.pop().resources.priority == priority
+    assert pickle.dumps(queue) == empty
+
+
+def test_any_order_of_priorities() -> None:
+    queue, rest, chance = ReadyQueue(), list[int](), random.Random(5)
+    for _ in range(2000):
+        if chance.random() < 0.5:
+            rest.append(chance.randrange(10))
+            queue.push(task(priority=rest[-1]))
+        elif rest:
+            rest.remove(max(rest))
+            queue.pop()
+        first = queue.first()
+        assert (first.resources.priority if first is not None else None) == max(rest, default=None)
+        assert len(queue) == len(rest)
 
 
 def test_what_was_taken_back_keeps_its_turn() -> None:

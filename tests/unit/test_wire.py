@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 import struct
@@ -180,6 +181,21 @@ def test_more_pieces_than_one_system_call_takes(pair: tuple[socket.socket, socke
     thread.start()
     assert [bytes(buffer) for buffer in right.receive()[1]] == buffers
     thread.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("huge", [True, False])
+@pytest.mark.parametrize("populated", [True, False])
+def test_a_forked_child_changes_a_copy(monkeypatch: pytest.MonkeyPatch, huge: bool, populated: bool) -> None:
+    monkeypatch.setattr(wire, "_has_huge_pages", lambda: huge)
+    monkeypatch.setattr(wire, "_POPULATE_BYTES", 1 << 30 if populated else 0)
+    ((_, (buffer,)),) = decode(encoded(b"", [bytes(8 * MEGABYTE)]))
+    child = os.fork()
+    if child == 0:
+        buffer[0] = 7
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert buffer[0] == 0
 
 
 @pytest.mark.parametrize("count", [10, 100_000, 1_000_000])

@@ -6,6 +6,7 @@ import os
 import sys
 
 from executorlib.standalone.callables import function_name, takes_parameter
+from executorlib.standalone.errors import safe_repr
 from executorlib.standalone.hardware import GPU_VARIABLES
 
 TYPE_CHECKING = False
@@ -56,7 +57,7 @@ def explain_missing_argument(error: BaseException, fn: Any, args: tuple[Any, ...
     try:
         signature = inspect.signature(fn)
         given = signature.bind_partial(*args, **kwargs).arguments
-    except (TypeError, ValueError):  # no signature, or an argument too many
+    except Exception:  # no signature, an argument too many, or what the user's objects raise
         return
     missing = [
         name
@@ -83,7 +84,7 @@ def log_error(path: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
     import traceback
 
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    entry = f"function: {fn!r}\nargs: {args!r}\nkwargs: {kwargs!r}\n{trace}"
+    entry = f"function: {safe_repr(fn)}\nargs: {safe_repr(args)}\nkwargs: {safe_repr(kwargs)}\n{trace}"
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
@@ -92,6 +93,23 @@ def log_error(path: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
             os.close(fd)
     except OSError as reason:
         print(f"executorlib: cannot write error_log_file {path}: {reason}", file=sys.stderr)
+
+
+def end_fork(error: BaseException | None = None) -> None:
+    """End a process that a call has forked and that came back from it, as Python would: its parent answers."""
+    code: Any = 0
+    if isinstance(error, SystemExit):
+        code = 0 if error.code is None else error.code
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    elif error is not None:
+        import traceback
+
+        traceback.print_exception(type(error), error, error.__traceback__)
+        code = 1
+    flush_output()
+    os._exit(code & 0xFF)
 
 
 def flush_output() -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from executorlib.backend.calls import flush_output, left_open, supplied_for
+from executorlib.backend.calls import end_fork, flush_output, left_open, supplied_for
 from executorlib.backend.runner import Outcome
 from executorlib.standalone.interactive.dicts import split_dict
 from executorlib.standalone.interactive.messages import DICT, DONE, EXITED, FAILED, RESULT, RESULT_HEAD, STOP, WELCOME
@@ -53,6 +53,7 @@ class DictLink:
         self._report: Callable[[int, Outcome], None] | None = None
         self._watched = False
         self._stopped = False
+        self._pid = os.getpid()
 
     def serve(self, server: Server) -> None:
         """Let a runner, which has this link, work; the dictionaries are answered through its ``report``."""
@@ -89,11 +90,15 @@ class DictLink:
             if "fn" not in request:
                 return
             value = self._call(request["fn"], request.get("args", ()), request.get("kwargs", {}))
+            if os.getpid() != self._pid:
+                end_fork()
             if request.get("init"):
                 self._supplied.update(value or {})
                 value = True
             outcome = Outcome(DONE, dumps(value), start, time.monotonic() - start)
         except BaseException as error:
+            if os.getpid() != self._pid:
+                end_fork(error)
             status = EXITED if isinstance(error, (SystemExit, KeyboardInterrupt)) else FAILED
             outcome = Outcome(status, Payload(dump_error(error)), start, time.monotonic() - start)
         flush_output()

@@ -8,6 +8,7 @@ from collections import namedtuple
 
 from executorlib.backend.calls import (
     apply_setup,
+    end_fork,
     explain_missing_argument,
     flush_output,
     left_open,
@@ -24,6 +25,7 @@ from executorlib.standalone.interactive.messages import (
     FORGET,
     FUNCTION,
     INIT_FAILED,
+    NO_TASK,
     RESULT,
     RESULT_HEAD,
     RUN,
@@ -184,6 +186,12 @@ class Runner:
         self._init_error: bytes | None = None
         self._error_log_file: str | None = None
         self._keep = True
+        self._forked = False
+        if hasattr(os, "register_at_fork"):  # os.getpid would be a system call for each task
+            os.register_at_fork(after_in_child=self._note_fork)
+
+    def _note_fork(self) -> None:
+        self._forked = True
 
     def serve(self) -> None:
         """Work until the dispatcher says stop or is gone; a worker that is not kept, until its task is done."""
@@ -222,10 +230,15 @@ class Runner:
         try:
             init = loads(Payload(setup.init_function, buffers))
             entries = init(**supplied_for(init, self._supplied))
+            if self._forked:
+                end_fork()
             if entries is not None:
                 self._supplied.update(entries)
         except BaseException as error:
+            if self._forked:
+                end_fork(error)
             self._init_error = dump_error(error)
+        self._link.send(BEGUN_HEAD.pack(BEGUN, NO_TASK))
 
     def report(self, number: int, outcome: Outcome) -> None:
         """Send the outcome of a task; the dispatcher hears of it before the next task begins."""
@@ -267,9 +280,13 @@ class Runner:
                 kwargs = {**left_open(fn, args, kwargs, supplied), **kwargs}
             start = time.monotonic()
             result = fn(*args, **kwargs)
+            if self._forked:
+                end_fork()
             seconds = time.monotonic() - start
             return Outcome(DONE, dumps(result), start, seconds)
         except BaseException as error:
+            if self._forked:
+                end_fork(error)
             seconds = time.monotonic() - start
             status = EXITED if isinstance(error, (SystemExit, KeyboardInterrupt)) else FAILED
             explain_missing_argument(error, fn, args, kwargs)

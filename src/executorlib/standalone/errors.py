@@ -48,6 +48,14 @@ class RemoteError(ExplainedError):
     """Stands in for an exception of a task that cannot be pickled: its type and message as text."""
 
 
+def safe_repr(obj: object) -> str:
+    """What `repr` says; the name of the class where that raises, as the user's code may do."""
+    try:
+        return repr(obj)
+    except BaseException:
+        return f"<{type(obj).__name__} without a repr>"
+
+
 class RemoteTraceback(Exception):  # noqa: N818  # it is no error, but where one came from
     """The traceback of an exception as it was formatted in the worker; found in ``__cause__``."""
 

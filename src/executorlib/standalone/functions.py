@@ -20,7 +20,7 @@ from typing import Any
 
 from executorlib.standalone.callables import function_name
 from executorlib.standalone.plain_function import dump_plain
-from executorlib.standalone.serialize import Payload, dumps, dumps_with_parts
+from executorlib.standalone.serialize import Payload, by_value_modules, dumps, dumps_with_parts
 
 _KEPT = 64
 _KEPT_BYTES = 1 << 28
@@ -151,7 +151,7 @@ def same_bytes(first: Any, second: Any) -> bool:
 class _Reads:
     """All that the pickle of a function depends on, where that is only constants, modules and such functions."""
 
-    __slots__ = ("_functions", "_names")
+    __slots__ = ("_functions", "_names", "_unloaded")
 
     def __init__(
         self,
@@ -160,8 +160,11 @@ class _Reads:
     ) -> None:
         self._functions = functions
         self._names = names
+        self._unloaded: set[str] = set()  # submodules that it would read, if the program had imported them
 
     def unchanged(self) -> bool:
+        if self._unloaded and not sys.modules.keys().isdisjoint(self._unloaded):
+            return False
         for namespace, name, value in self._names:
             if namespace.get(name, _MISSING) is not value:
                 return False
@@ -212,7 +215,8 @@ class _Reads:
         if names & _WRITABLE or _uses_writers(codes, names):
             return False
         self._functions.append((fn, _definition(fn)))
-        parts = [fn.__defaults__ or (), tuple((fn.__kwdefaults__ or {}).values())]
+        # Nothing that is gone while `seen` knows it by its id: what comes after may have the same.
+        parts = [fn.__defaults__ or (), *(fn.__kwdefaults__ or {}).values()]
         for cell in fn.__closure__ or ():
             try:
                 parts.append(cell.cell_contents)
@@ -223,6 +227,7 @@ class _Reads:
             self._names.append((fn.__globals__, name, value))
             if value is not _MISSING:
                 parts.append(value)
+        self._unloaded.update(_unloaded_submodules(parts, names))
         return all(self._add(part, seen) for part in parts)
 
 
@@ -231,6 +236,21 @@ def _definition(fn: types.FunctionType) -> tuple[Any, ...]:
     keywords = fn.__kwdefaults__ or {}
     cells = [cell.cell_contents for cell in fn.__closure__ or ()]
     return (fn.__code__, fn.__defaults__, *keywords, *keywords.values(), *cells)
+
+
+def _unloaded_submodules(values: Iterable[Any], names: set[str]) -> Iterator[str]:
+    """What ``import a.b`` could still load of the modules among some values, if code that has these names reads it."""
+    packages = [value.__name__ for value in values if isinstance(value, types.ModuleType)]
+    while packages:
+        package = packages.pop()
+        if not hasattr(sys.modules.get(package), "__path__"):
+            continue
+        for name in names:
+            submodule = f"{package}.{name}"
+            if submodule in sys.modules:
+                packages.append(submodule)
+            else:
+                yield submodule
 
 
 def _same(now: tuple[Any, ...], before: tuple[Any, ...]) -> bool:
@@ -244,8 +264,7 @@ def _travels_by_name(obj: Any) -> bool:
     module = getattr(obj, "__module__", None)
     if module is None or module in ("__main__", "__mp_main__") or module not in sys.modules:
         return False
-    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
-    if cloudpickle is not None and cloudpickle.list_registry_pickle_by_value():
+    if by_value_modules():
         return False
     found: Any = sys.modules[module]
     for part in obj.__qualname__.split("."):

@@ -17,11 +17,11 @@ import sys
 from collections import namedtuple
 
 from executorlib.standalone import light
-from executorlib.standalone.errors import RemoteError, RemoteTraceback
+from executorlib.standalone.errors import RemoteError, RemoteTraceback, safe_repr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from concurrent.futures import Future
     from typing import Any, Protocol
 
@@ -35,7 +35,9 @@ OUT_OF_BAND_BYTES = 65536
 """Smaller buffers are copied into the pickle: that is faster, and a snapshot of what the caller gave."""
 
 _PROTOCOL = 5
-_MAIN = b"__main__"
+# The script is ``__main__``, and ``__mp_main__`` in a process that multiprocessing has spawned: the end of both names.
+_MAIN = b"_main__"
+_SPAWNED_MAIN = "__mp_main__"
 
 
 class Payload(namedtuple("Payload", ("data", "buffers"), defaults=((),))):  # typing would be most of this import
@@ -62,7 +64,7 @@ def dumps(obj: Any) -> Payload:
         Exception: whatever the object's own pickling raises; ``pickle.PicklingError`` or ``TypeError`` as a rule.
     """
     buffers: list[Any] = []
-    if not _by_value_modules():
+    if not by_value_modules():
         try:
             data = light.dumps(obj, _PROTOCOL, buffer_callback=_collector(buffers))
         except Exception:  # what the C pickler cannot do, cloudpickle may
@@ -70,10 +72,8 @@ def dumps(obj: Any) -> Payload:
         else:
             if _MAIN not in data:
                 return Payload(data, buffers or ())
-    import cloudpickle
-
     buffers = []
-    return Payload(cloudpickle.dumps(obj, protocol=_PROTOCOL, buffer_callback=_collector(buffers)), buffers)
+    return Payload(_cloudpickle().dumps(obj, protocol=_PROTOCOL, buffer_callback=_collector(buffers)), buffers)
 
 
 def dumps_plain(obj: Any) -> Payload:
@@ -107,7 +107,7 @@ def dumps_with_inputs(obj: Any) -> tuple[Payload, list[Future[Any]]]:
             inputs.append(candidate)
         return numbers[id(candidate)]
 
-    if not _by_value_modules():
+    if not by_value_modules():
         buffers: list[Any] = []
         try:
             data = _dump_numbered(_InputPickler, obj, buffers, number)
@@ -132,7 +132,7 @@ def dumps_with_parts(obj: Any, number: Callable[[Any], int | None]) -> Payload |
     Returns:
         the payload for `loads_with_inputs`; None where only cloudpickle can pickle the rest of the object
     """
-    if _by_value_modules():
+    if by_value_modules():
         return None
     buffers: list[Any] = []
     try:
@@ -176,9 +176,9 @@ def load_error(data: bytes) -> BaseException:
     pickled, text = light.loads(data)
     try:
         error = light.loads(pickled)
-    except Exception as reason:
-        error = RemoteError(f"an exception that cannot be unpickled here: {reason!r}")
-    known = error if isinstance(error, BaseException) else RemoteError(repr(error))
+    except BaseException as reason:  # it runs the user's code
+        error = RemoteError(f"an exception that cannot be unpickled here: {safe_repr(reason)}")
+    known = error if isinstance(error, BaseException) else RemoteError(safe_repr(error))
     known.__cause__ = RemoteTraceback(text)
     return known
 
@@ -213,9 +213,19 @@ def _collector(buffers: list[Any]) -> Callable[[light.PickleBuffer], bool]:
     return collect
 
 
-def _by_value_modules() -> Iterable[str]:
+def by_value_modules() -> Collection[str]:
+    """The modules of which the user has told cloudpickle that workers cannot import them."""
     module = sys.modules.get("cloudpickle.cloudpickle")
-    return module.list_registry_pickle_by_value() if module is not None else ()
+    return module.list_registry_pickle_by_value() - {_SPAWNED_MAIN} if module is not None else ()
+
+
+def _cloudpickle() -> Any:
+    import cloudpickle
+
+    main = sys.modules.get(_SPAWNED_MAIN)
+    if main is not None and main.__name__ == _SPAWNED_MAIN:  # it knows the other name of the script only
+        cloudpickle.register_pickle_by_value(main)
+    return cloudpickle
 
 
 def _dump_numbered(
@@ -247,9 +257,7 @@ class _InputUnpickler(light.Unpickler):
 
 @functools.cache
 def _input_cloudpickler() -> type[light.Pickler]:
-    import cloudpickle
-
-    class InputCloudPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    class InputCloudPickler(_cloudpickle().Pickler):  # type: ignore[misc]
         number: Callable[[Any], int | None]
 
         def persistent_id(self, obj: Any) -> int | None:

@@ -192,16 +192,19 @@ def event_of(report: tuple[Any, ...]) -> Event:
 
 @contextlib.contextmanager
 def _output() -> Iterator[tuple[int, int]]:
-    """The program's standard output and error now, or nowhere if it has closed them."""
+    """The program's standard output and error now, or nowhere if it has closed them.
+
+    Then their numbers may have gone to some file or socket of the program, even of ours. What Python opens is no
+    child's to inherit, as a standard stream is.
+    """
     opened: list[int] = []
 
     def usable(fd: int) -> int:
-        try:
-            os.fstat(fd)
-        except OSError:
-            opened.append(os.open(os.devnull, os.O_WRONLY))
-            return opened[-1]
-        return fd
+        with contextlib.suppress(OSError):
+            if os.get_inheritable(fd):
+                return fd
+        opened.append(os.open(os.devnull, os.O_WRONLY))
+        return opened[-1]
 
     try:
         yield usable(1), usable(2)

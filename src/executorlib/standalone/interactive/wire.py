@@ -41,6 +41,8 @@ _IOV_MAX = 64
 # Else all pages at once cost less than a fault for each.
 _HUGE_BYTES = 1 << 22
 _THP = "/sys/kernel/mm/transparent_hugepage/enabled"
+# A child that a call forks must have a copy, as of all other memory.
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 _POPULATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE if hasattr(mmap, "MAP_POPULATE") else None
 _POPULATE_BYTES = 1 << 28
 
@@ -221,7 +223,7 @@ def _memory(size: int) -> Any:
         memory.madvise(mmap.MADV_HUGEPAGE)
         return memory
     if _POPULATE is None or size > _POPULATE_BYTES:  # a size that is not true must not take memory at once
-        return mmap.mmap(-1, size)
+        return mmap.mmap(-1, size, **_PRIVATE)
     return mmap.mmap(-1, size, flags=_POPULATE)
 
 

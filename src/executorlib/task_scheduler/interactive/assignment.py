@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import pickle
+import struct
 import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from typing import NamedTuple
 
-from executorlib.standalone.errors import WorkerDiedError
+from executorlib.standalone.errors import WorkerDiedError, safe_repr
 from executorlib.standalone.interactive.messages import (
     BEGUN,
     BEGUN_HEAD,
@@ -45,11 +46,13 @@ class Policy(NamedTuple):
         keep: whether workers are kept for further tasks (block allocation); if not, each call gets a fresh process
         resources: those of a kept worker
         restart_limit: how often a task is tried again after the death of its worker
+        prepares: whether a worker runs an init function before its first task
     """
 
     keep: bool
     resources: Resources
     restart_limit: int = 0
+    prepares: bool = False
 
 
 class Assignment:
@@ -65,6 +68,7 @@ class Assignment:
     Attributes:
         steal_at: when `assign` wants to look again for tasks that wait behind one that makes no progress
         start_at: before that no further kept worker is started
+        steal_at: when `assign` wants to be called to look for tasks that wait behind one that makes no progress
     """
 
     def __init__(
@@ -78,14 +82,22 @@ class Assignment:
         self.steal_at: float | None = None
         self.start_at: float | None = None
         self._pause = 0.0
+        self._hold_starts = False  # no more kept workers are started, after one could not be
+        self._look_at: float | None = None  # from when on it looks, if it is called anyhow; None: nothing waits so
 
     # Handing out
 
     def assign(self) -> None:
         """Hand ready tasks to workers, as far as there is room."""
-        self.steal_at = None
         if self._policy.keep:
-            self._assign_to_kept()
+            now = time.monotonic()
+            # While there is something to hand out not more often: to look at each of many workers takes its time.
+            if self._look_at is not None and (now >= self._look_at or not self._ledger.ready):
+                self._rebalance(now)
+            if self._ledger.ready:
+                self._assign_to_kept(now)
+                if not self._ledger.ready and self._look_at is not None:  # there may be idle workers now
+                    self._want_look(self._look_at)
         else:
             self._assign_to_fresh()
 
@@ -102,13 +114,8 @@ class Assignment:
             else:
                 self._workers.stop(worker, time.monotonic())
 
-    def _assign_to_kept(self) -> None:
-        if not self._ledger.ready:
-            self._rebalance()
-            if not self._ledger.ready:
-                return
+    def _assign_to_kept(self, now: float) -> None:
         self._start_kept()
-        now = time.monotonic()
         # Most of many workers are full: a look at each of them for each result would take longer than all the rest.
         able = [w for w in self._workers.workers.values() if not w.full and w.is_able() and not w.is_late(now)]
         if not able:
@@ -134,7 +141,7 @@ class Assignment:
                 self._send(worker, batch)
 
     def _start(self, resources: Resources) -> Worker | None:
-        allotment = self._pool.take(resources)
+        allotment = None if self._hold_starts else self._pool.take(resources)
         if allotment is None:
             return None
         places = {worker.place for worker in self._workers.workers.values()}
@@ -145,6 +152,7 @@ class Assignment:
             self._pool.give_back(allotment)
             self._cannot_start(error)
             return None
+        worker.preparing = self._policy.prepares
         if self._observer is not None:
             self._observer.worker_started(worker)
         return worker
@@ -153,9 +161,13 @@ class Assignment:
         """No worker can be started: fail the task that needed it, or all if none is left to do them."""
         _LOG.warning("%s", error)
         if not self._policy.keep:
-            if self._ledger.next_ready() is not None:
+            if self._ledger.ready:  # the first, also if it was cancelled a moment ago: the next has no part in this
                 self._ledger.fail(self._ledger.ready.pop(), error)
         elif not any(w.connection is not None for w in self._workers.workers.values()):
+            # Those that are starting may do it, or tell by their end that no worker can be started.
+            self._hold_starts = any(not (w.stopping or w.doomed) for w in self._workers.workers.values())
+            if self._hold_starts:
+                return
             for task in self._ledger.ready.clear():
                 self._ledger.fail(task, error)
         else:
@@ -173,10 +185,13 @@ class Assignment:
         self._workers.send_tasks(worker, tasks, now)
         if idle:
             self._begun(worker, now)
+        if len(worker.queue) > 1:
+            self._want_look(now + STALL_SECONDS)
 
     def connected(self, worker: Worker) -> None:
         """A worker has connected: send it the task that waits for it."""
         self._pause = 0.0
+        self._hold_starts = False
         if worker.queue:
             tasks = list(worker.queue)
             worker.queue.clear()
@@ -202,20 +217,39 @@ class Assignment:
         while len(self._ledger.ready) > idle and self._start(self._policy.resources) is not None:
             idle += 1
 
-    def _rebalance(self) -> None:
-        """If there is an idle worker and nothing to do, take what waits behind a task that makes no progress."""
+    def _rebalance(self, now: float) -> None:
+        """Take what waits behind a task that makes no progress, where somebody else could do it; it keeps its turn."""
+        self.steal_at = self._look_at = None
         able = [worker for worker in self._workers.workers.values() if worker.is_able()]
-        if all(worker.queue for worker in able):
-            return
-        now = time.monotonic()
+        stalled = []
         for worker in able:
-            if len(worker.queue) < 2 or not worker.gives_back or worker.asked:
-                continue
-            stall = worker.progress + STALL_SECONDS
-            if stall <= now:
-                self._put_back(worker)
-            elif self.steal_at is None or stall < self.steal_at:
-                self.steal_at = stall
+            if len(worker.queue) > 1 and worker.gives_back and not worker.asked:
+                stall = worker.progress + STALL_SECONDS
+                if stall <= now:
+                    stalled.append(worker)
+                else:
+                    self._want_look(stall)
+        if not stalled:
+            return
+        if all(worker.queue for worker in able):
+            # Another will have room soon, or can be started: what is taken is not sent to wait here again.
+            found, full = len(stalled), self._pool.is_full()
+            if not full:
+                for worker in stalled:
+                    if not worker.is_late(now):
+                        self._want_look(worker.late_at)
+            hopeless = full and all(worker.is_late(now) for worker in able)
+            stalled = [worker for worker in stalled if worker.is_late(now) and not hopeless]
+            if len(stalled) < found:
+                self._want_look(now + STALL_SECONDS, wake=False)
+        for worker in stalled:
+            self._put_back(worker)
+
+    def _want_look(self, at: float, *, wake: bool = True) -> None:
+        if self._look_at is None or at < self._look_at:
+            self._look_at = at
+        if wake and (self.steal_at is None or at < self.steal_at):
+            self.steal_at = at
 
     def _put_back(self, worker: Worker) -> None:
         self._ledger.put_back(self._workers.take_back(worker))
@@ -285,16 +319,22 @@ class Assignment:
         queue, ledger = worker.queue, self._ledger
         worked = False
         for body, buffers in messages:
-            if body[:1] == RANK_ERROR:
-                self._rank_failed(worker, body[1:])
-                continue
-            if body[:1] == BEGUN:
-                worker.has_begun = BEGUN_HEAD.unpack_from(body)[1]
-                continue
-            _, status, number, start, seconds = RESULT_HEAD.unpack_from(body)
+            try:
+                if body[:1] == RANK_ERROR:
+                    self._rank_failed(worker, body[1:])
+                    continue
+                if body[:1] == BEGUN:
+                    worker.has_begun = BEGUN_HEAD.unpack_from(body)[1]
+                    worker.preparing = False
+                    continue
+                _, status, number, start, seconds = RESULT_HEAD.unpack_from(body)
+                if queue[0].number != number:
+                    raise ValueError(f"the result of task {number}, which it does not run")
+            except (IndexError, ValueError, struct.error, pickle.UnpicklingError) as error:
+                self._give_up(worker, error)
+                break
             task = queue.popleft()
             worked = True
-            assert task.number == number
             worker.backlog -= task.estimate
             if worker.accused == number and not worker.doomed:  # the other ranks have come to an end
                 worker.verdict = worker.accused = worker.deadline = None
@@ -320,15 +360,26 @@ class Assignment:
     def _rank_failed(self, worker: Worker, data: bytes) -> None:
         """One rank has failed. If the others wait for it, they wait for ever: give them a moment."""
         if worker.verdict is None and worker.queue:
-            number, error = pickle.loads(data)
+            try:
+                number, error = pickle.loads(data)
+                error = load_error(error)
+            except BaseException as reason:  # whatever is in it
+                raise ValueError(f"an error of a rank that cannot be unpickled: {safe_repr(reason)}") from reason
             if worker.queue[0].number == number:
                 worker.accused = number
-                worker.verdict = load_error(error)
+                worker.verdict = error
                 worker.deadline = time.monotonic() + _RANK_SECONDS
+
+    def _give_up(self, worker: Worker, error: Exception) -> None:
+        """A worker has sent what none would send: nothing that it says from now on means anything."""
+        if not worker.doomed:
+            _LOG.warning("%r is ended, because it has sent what no worker sends: %s", worker, error)
+            self._workers.kill(worker, time.monotonic())
 
     def gone(self, worker: Worker) -> None:
         """A worker's process has ended: settle its tasks, and free its place."""
         self._pool.give_back(worker.allotment)
+        self._hold_starts = False
         if self._observer is not None:
             self._observer.worker_gone(worker)
         if worker.worked:  # else its start may be to blame, and the task must not start one after the other
@@ -347,6 +398,8 @@ class Assignment:
             error = self._workers.start_error(worker, f"ended before it had started: {worker.cause}")
         else:
             error = None
+        if not queue and worker.preparing and worker.verdict is None and self._ledger.next_ready() is not None:
+            queue = [self._ledger.ready.pop()]  # what it was started for: else one worker would follow the other
         if not queue:
             _LOG.warning("%r ended while idle: %s", worker, worker.cause)
             if worker.connection is None and error is not None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 from executorlib.standalone.select import will_end
 from executorlib.standalone.serialize import dumps
-from executorlib.task_scheduler.interactive.outcome import fail
+from executorlib.task_scheduler.interactive.outcome import fail, finish
 from executorlib.task_scheduler.interactive.pool import ReadyQueue
 from executorlib.task_scheduler.interactive.task import DependencyGraph, Task, failed_input
 from executorlib.task_scheduler.interactive.worker import Worker
@@ -97,8 +97,9 @@ class TaskLedger:
 
     def fail_run(self, task: Task, error: BaseException) -> None:
         """End a task that a worker has begun and not brought to its end."""
-        self.failed += 1
-        self.dropped -= 1
+        if task.number in self.open:
+            self.failed += 1
+            self.dropped -= 1
         self.fail(task, error)
 
     def forget(self, task: Task) -> None:
@@ -124,25 +125,47 @@ class TaskLedger:
     def _input_done(self, task: Task) -> None:
         if not self._graph.input_done(task) or task.number not in self.open:
             return
-        error = failed_input(task)
+        if task.future.cancelled():
+            self.forget(task)
+            return
+        inputs, error, answer = task.inputs or [], failed_input(task) if task.late is None else None, None
+        task.inputs = None
         if error is None:
             try:
-                task.values = dumps([future.result() for future in task.inputs or ()])
+                if task.late is None:
+                    task.values = dumps([future.result() for future in inputs])
+                else:
+                    answer = task.late(inputs)
             except BaseException as reason:
                 error = reason
-        task.inputs = None
         if error is not None:
             self.fail(task, error)
             return
+        if answer is not None:
+            self._follow(task, answer)
+            return
+        task.late = None
         if self._observer is not None:
             self._observer.ready(task.number)
         self.ready.push(task)
 
+    def _follow(self, task: Task, answer: Future[Any]) -> None:
+        """A task has the outcome of another future, unless that is cancelled."""
+        if not answer.done() or answer.cancelled():
+            task.inputs = [answer]
+            self._graph.add(task)
+        elif (error := answer.exception()) is not None:
+            self.fail(task, error)
+        else:
+            self._close(task)
+            self.dropped -= 1
+            finish(task, answer.result())
+
     def _close(self, task: Task) -> None:
-        self.open.pop(task.number, None)
+        if self.open.pop(task.number, None) is not None:  # else it was closed before, and is still in a list of tasks
+            self.ended += 1
+            self.dropped += 1
+            if self._observer is not None:
+                self._observer.dropped(task.number)
         self.unwanted.pop(task.number, None)
-        self.ended += 1
-        self.dropped += 1
-        if self._observer is not None:
-            self._observer.dropped(task.number)
-        task.payload = task.inputs = task.values = None
+        task.payload = task.inputs = task.late = task.values = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as NotDoneError  # before Python 3.11 not the one of the builtins
 from typing import Any
@@ -90,11 +91,16 @@ class MapTask(Task):
 
     def _wait(self, timeout: float | None) -> None:
         results = self._results
-        results.filled.clear()
+        end = None if timeout is None else time.monotonic() + timeout
         results.awaited = self
         try:
-            if self._state < _DONE and not results.filled.wait(timeout):
-                raise NotDoneError
+            while self._state < _DONE:
+                results.filled.clear()
+                if self._state >= _DONE:
+                    break
+                # It may be told of the one before: whoever ends a task looks for who waits, and tells a moment later.
+                if not results.filled.wait(None if end is None else end - time.monotonic()) and self._state < _DONE:
+                    raise NotDoneError
         finally:
             results.awaited = None
 

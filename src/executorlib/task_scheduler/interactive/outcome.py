@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
-from executorlib.standalone.errors import TaskExitError, WorkerDiedError
+from executorlib.standalone.errors import TaskExitError, WorkerDiedError, safe_repr
 from executorlib.standalone.interactive.messages import DONE, EXITED, RANKS_DONE
 from executorlib.standalone.serialize import Payload, load_error
 from executorlib.task_scheduler.callbacks import user_code
@@ -42,6 +42,22 @@ def fail(task: Task, error: BaseException) -> None:
             task.future.set_exception(error)
 
 
+def finish(task: Task, result: Any) -> None:
+    """Set the result of a task that did not run, because it was known."""
+    with user_code():
+        if task.future.set_running_or_notify_cancel():
+            task.future.set_result(result)
+
+
+def refusal(error: BaseException, what: str) -> BaseException:
+    """The exception of a call that cannot be sent anywhere, because something of it cannot be pickled."""
+    if not isinstance(error, SystemExit):
+        return error
+    refused = pickle.PicklingError(f"pickling {what} called sys.exit({error.code!r})")
+    refused.__cause__ = error
+    return refused
+
+
 def death(task: Task, worker: Worker) -> WorkerDiedError:
     """The exception of a task whose worker died while it ran."""
     said = worker.stderr_tail.decode(errors="replace").strip()
@@ -55,7 +71,7 @@ def _error(task: Task, status: int, data: bytes) -> BaseException:
     error = load_error(data)
     if status != EXITED:
         return error
-    exit_error = TaskExitError(f"{task.fn.name} raised {error!r}")
+    exit_error = TaskExitError(f"{task.fn.name} raised {safe_repr(error)}")
     exit_error.__cause__ = error.__cause__
     return exit_error
 
@@ -64,7 +80,7 @@ def _undeliverable(task: Task, reason: BaseException) -> None:
     if task.future.done():
         _LOG.error("a callback of the future of %s has failed", task.fn.name, exc_info=reason)
         return
-    error = RuntimeError(f"the result of {task.fn.name} cannot be unpickled: {reason!r}")
+    error = RuntimeError(f"the result of {task.fn.name} cannot be unpickled: {safe_repr(reason)}")
     error.__cause__ = reason
     with user_code():
         task.future.set_exception(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from typing import NamedTuple
 
@@ -90,8 +91,8 @@ class ReadyQueue:
     """Tasks that could start now: higher priority first, then in the order of their submission."""
 
     def __init__(self) -> None:
-        self._queues: dict[int, deque[Task]] = {}
-        self._priorities: list[int] = []
+        self._queues: dict[int, deque[Task]] = {}  # none is empty
+        self._order: list[int] = []  # a heap of their priorities, negative
         self._size = 0
 
     def __len__(self) -> int:
@@ -107,10 +108,7 @@ class ReadyQueue:
         self._size += 1
 
     def first(self) -> Task | None:
-        for priority in self._priorities:
-            if self._queues[priority]:
-                return self._queues[priority][0]
-        return None
+        return self._queues[-self._order[0]][0] if self._order else None
 
     def pop(self) -> Task:
         """The first task.
@@ -118,25 +116,30 @@ class ReadyQueue:
         Raises:
             IndexError: there is none
         """
-        for priority in self._priorities:
-            if self._queues[priority]:
-                self._size -= 1
-                return self._queues[priority].popleft()
-        raise IndexError("no task is ready")
+        return self.pop_like(1)[0]
 
     def pop_like(self, count: int) -> list[Task]:
-        """The first task and those right behind it that call the same function, at most so many."""
-        tasks = [self.pop()]
-        fn, queue = tasks[0].fn, self._queues[tasks[0].resources.priority]
+        """The first task and those right behind it that call the same function, at most so many.
+
+        Raises:
+            IndexError: there is none
+        """
+        priority = -self._order[0]
+        queue = self._queues[priority]
+        tasks = [queue.popleft()]
+        fn = tasks[0].fn
         while len(tasks) < count and queue and queue[0].fn is fn:
             tasks.append(queue.popleft())
-        self._size -= len(tasks) - 1
+        self._size -= len(tasks)
+        if not queue:
+            del self._queues[priority]
+            heapq.heappop(self._order)
         return tasks
 
     def clear(self) -> list[Task]:
-        tasks = [task for priority in self._priorities for task in self._queues[priority]]
+        tasks = [task for priority in sorted(self._queues, reverse=True) for task in self._queues[priority]]
         self._queues.clear()
-        self._priorities.clear()
+        self._order.clear()
         self._size = 0
         return tasks
 
@@ -144,5 +147,5 @@ class ReadyQueue:
         queue = self._queues.get(priority)
         if queue is None:
             queue = self._queues[priority] = deque()
-            self._priorities = sorted(self._queues, reverse=True)
+            heapq.heappush(self._order, -priority)
         return queue

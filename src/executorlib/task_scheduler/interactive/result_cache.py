@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from executorlib.standalone.cache_file import CacheFileError
 from executorlib.standalone.cache_key import alias_key, call_key
 from executorlib.standalone.cache_paths import CachePaths, aliased_output, remember_alias
+from executorlib.standalone.callables import function_name
+from executorlib.standalone.functions import FunctionRef, FunctionTable
 from executorlib.standalone.hdf import dump, get_output
 from executorlib.standalone.resources import Resources
-from executorlib.standalone.serialize import dumps_with_inputs, loads_with_inputs
-from executorlib.task_scheduler.interactive.task import TaskFuture
+from executorlib.standalone.serialize import Payload, dumps, dumps_with_inputs, loads_with_inputs
+from executorlib.task_scheduler.interactive.dispatcher import Dispatcher
+from executorlib.task_scheduler.interactive.outcome import refusal
+from executorlib.task_scheduler.interactive.task import Task, TaskFuture
 
-Run = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], Resources], Future[Any]]
-"""Runs a call in a worker."""
+Run = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], Resources, TaskFuture], None]
+"""Runs a call in a worker, whose outcome becomes that of the future."""
 
 
 class ResultCache:
@@ -26,10 +30,14 @@ class ResultCache:
     A call that is found starts no worker. The same call submitted twice runs once. An exception is not kept.
 
     Args:
+        functions: the functions that the executor has seen
+        dispatcher: takes the calls that wait: for their inputs, or for the same call that is under way
         run: runs a call in a worker
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, functions: FunctionTable, dispatcher: Dispatcher, run: Run) -> None:
+        self._functions = functions
+        self._dispatcher = dispatcher
         self._run = run
         self._running: dict[str, Future[Any]] = {}  # by output file
 
@@ -37,70 +45,67 @@ class ResultCache:
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], resources: Resources
     ) -> Future[Any]:
         """The future of a call, found or run; the resources name the cache directory."""
+        future = TaskFuture()
         try:
             payload, inputs = dumps_with_inputs((args, kwargs))
-        except Exception as error:
-            return _failed(error)
-        if not inputs:
-            return self._look_up(fn, args, kwargs, resources)
-        # The call has a name when its arguments are known.
-        outer = TaskFuture()
-        waiting = _Countdown(len(inputs))
-
-        def input_done(_: Future[Any]) -> None:
-            if not waiting.last() or not outer.set_running_or_notify_cancel():
-                return
+        except (Exception, SystemExit) as error:
+            future.set_exception(refusal(error, f"the arguments of {function_name(fn)}"))
+            return future
+        call = _Call(self, fn, resources, future)
+        if inputs:  # the call has a name when its arguments are known
+            call.payload = payload
+            self._wait(call, inputs)
+            return future
+        call.args, call.kwargs = args, kwargs
+        try:
+            answer, to_run = self.look_up(call)
+        except (Exception, SystemExit) as error:
+            future.set_exception(refusal(error, f"the arguments of {function_name(fn)}"))
+            return future
+        if answer is None:
             try:
-                values = [future.result() for future in inputs]
-                known_args, known_kwargs = loads_with_inputs(payload, values)
-                inner = self._look_up(fn, known_args, known_kwargs, resources)
-            except BaseException as error:
-                outer.set_exception(error)
-            else:
-                inner.add_done_callback(lambda done: _copy(done, outer))
+                self._run(to_run, args, kwargs, resources, future)
+            except BaseException as error:  # which goes to the caller, but others may wait for it already
+                future.set_exception(error)
+                raise
+        elif answer.done() and not answer.cancelled():
+            return answer
+        else:
+            self._wait(call, [answer])
+        return future
 
-        for future in inputs:
-            future.add_done_callback(input_done)
-        return outer
+    def _wait(self, call: _Call, inputs: list[Future[Any]]) -> None:
+        name = FunctionRef(Payload(b""), function_name(call.fn), False)
+        call.task = task = Task(name, None, call.resources, call.future, inputs)
+        task.late = call.inputs_done
+        call.future.bind(self._dispatcher, task)
+        self._dispatcher.post(task)
 
-    def _look_up(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], resources: Resources
-    ) -> Future[Any]:
-        directory, key = resources.cache_directory, resources.cache_key
+    def look_up(self, call: _Call) -> tuple[Future[Any] | None, Callable[..., Any]]:
+        """The future that has the outcome of a call, or will have it; if that is None, the function to run for it."""
+        fn, args, kwargs = call.fn, call.args, call.kwargs
+        directory, key = call.resources.cache_directory, call.resources.cache_key
         assert directory is not None
         alias = None
-        try:
-            if key is None:
-                found = call_key(fn, args, kwargs)
-                key = found.key
-                alias = alias_key(fn, args, kwargs) if found.movable else None
-        except Exception as error:
-            return _failed(error)
+        if key is None:
+            found = call_key(fn, args, kwargs)
+            key = found.key
+            alias = alias_key(fn, args, kwargs) if found.movable else None
         paths = CachePaths.of(directory, key)
-        for candidate in (paths, aliased_output(directory, alias) if alias else None):
-            hit = _read(candidate.output) if candidate is not None else None
-            if hit is not None:
-                return hit
-        running = self._running.get(paths.output)
-        if running is not None:  # the same call is under way
-            outer = TaskFuture()
-            running.add_done_callback(lambda done: _copy(done, outer))
-            return outer
-        return self._start(fn, args, kwargs, resources, paths, alias)
-
-    def _start(
-        self,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        resources: Resources,
-        paths: CachePaths,
-        alias: str | None,
-    ) -> Future[Any]:
+        running = self._claim(paths.output, call.future)
+        if running is not None:
+            return running, fn
+        try:
+            for candidate in (paths, aliased_output(directory, alias) if alias else None):
+                hit = _read(candidate.output) if candidate is not None else None
+                if hit is not None:
+                    self._release(paths.output, call.future)
+                    return hit, fn
+        except BaseException:
+            self._release(paths.output, call.future)
+            raise
         start = time.monotonic()
-        serial = resources.cores == 1  # of several ranks each knows only its own result
-        running = self._run(CachedCall(fn, paths.output) if serial else fn, args, kwargs, resources)
-        self._running[paths.output] = running
+        serial = call.resources.cores == 1  # of several ranks each knows only its own result
 
         def done(future: Future[Any]) -> None:
             if not future.cancelled() and future.exception() is None:
@@ -108,10 +113,58 @@ class ResultCache:
                     _keep(paths.output, fn, args, kwargs, future.result(), time.monotonic() - start)
                 if alias is not None:
                     remember_alias(paths, alias)
-            self._running.pop(paths.output, None)
 
-        running.add_done_callback(done)
-        return running
+        call.future.add_done_callback(done)
+        return None, CachedCall(fn, paths.output) if serial else fn
+
+    def pickle(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Payload]:
+        """What a worker needs for a call."""
+        return self._functions.known(fn) or self._functions.add(fn), dumps((args, kwargs))
+
+    def _claim(self, output: str, future: TaskFuture) -> Future[Any] | None:
+        """Whose call writes this output: an earlier future, or None for the given one. Any thread may come first."""
+        # Before anybody can wait for it: when it has ended, whoever waits finds nobody that writes.
+        future.add_done_callback(lambda done: self._release(output, done))
+        running = self._running.setdefault(output, future)
+        if running is not future:
+            return running
+        if future.done():  # it was cancelled a moment ago
+            self._release(output, future)
+        return None
+
+    def _release(self, output: str, future: Future[Any]) -> None:
+        if self._running.get(output) is future:
+            del self._running[output]
+
+
+class _Call:
+    """A call whose arguments, or whose outcome, may have to wait for other futures."""
+
+    def __init__(self, cache: ResultCache, fn: Callable[..., Any], resources: Resources, future: TaskFuture) -> None:
+        self._cache = cache
+        self.fn = fn
+        self.resources = resources
+        self.future = future
+        self.payload: Payload | None = None  # of arguments that refer to inputs, until these are known
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+        self.task: Task | None = None
+
+    def inputs_done(self, inputs: Sequence[Future[Any]]) -> Future[Any] | None:
+        """In the dispatcher's thread: the future that has, or will have, the outcome; None if the task is to run."""
+        assert self.task is not None
+        if self.payload is not None:
+            self.args, self.kwargs = loads_with_inputs(self.payload, [future.result() for future in inputs])
+            self.payload = None
+        elif not inputs[0].cancelled():  # the same call, for which this one has waited
+            return inputs[0]
+        try:
+            answer, fn = self._cache.look_up(self)
+            if answer is None:
+                self.task.fn, self.task.payload = self._cache.pickle(fn, self.args, self.kwargs)
+        except SystemExit as error:
+            raise refusal(error, f"the arguments of {function_name(self.fn)}") from error
+        return answer
 
 
 class CachedCall:
@@ -130,20 +183,6 @@ class CachedCall:
         result = self.__wrapped__(*args, **kwargs)
         _keep(self._output, self.__wrapped__, args, kwargs, result, time.monotonic() - start)
         return result
-
-
-class _Countdown:
-    """Counts futures that end in several threads; the items of a list are taken out one by one."""
-
-    def __init__(self, count: int) -> None:
-        self._open = [None] * (count - 1)
-
-    def last(self) -> bool:
-        try:
-            self._open.pop()
-        except IndexError:
-            return True
-        return False
 
 
 def _keep(
@@ -169,25 +208,3 @@ def _read(output: str) -> Future[Any] | None:
     future: Future[Any] = Future()
     future.set_result(value)
     return future
-
-
-def _failed(error: BaseException) -> Future[Any]:
-    future: Future[Any] = Future()
-    future.set_exception(error)
-    return future
-
-
-def _copy(done: Future[Any], outer: TaskFuture) -> None:
-    """Let a future end as another has."""
-    if not outer.running() and not outer.set_running_or_notify_cancel():
-        return
-    try:
-        result = done.result()
-    except CancelledError:
-        outer.put_back()
-        outer.cancel()
-        outer.set_running_or_notify_cancel()
-    except BaseException as error:
-        outer.set_exception(error)
-    else:
-        outer.set_result(result)

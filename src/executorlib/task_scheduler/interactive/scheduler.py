@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import operator
-import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -21,6 +20,7 @@ from executorlib.task_scheduler.dispatched import DispatchedScheduler
 from executorlib.task_scheduler.interactive.assignment import Policy
 from executorlib.task_scheduler.interactive.dispatcher import Dispatcher
 from executorlib.task_scheduler.interactive.map_task import MapResults, MapTask
+from executorlib.task_scheduler.interactive.outcome import refusal
 from executorlib.task_scheduler.interactive.pool import ResourcePool
 from executorlib.task_scheduler.interactive.site import Site
 from executorlib.task_scheduler.interactive.task import Task, TaskFuture
@@ -135,7 +135,8 @@ class InteractiveScheduler(DispatchedScheduler):
             pool = make_pool(slots, workers)
         else:
             pool = ResourcePool(slots, workers, gpus() if resources.gpus or not keep else ())
-        self._dispatcher = Dispatcher(Policy(keep, resources, restart_limit), pool, site, launcher, observer)
+        policy = Policy(keep, resources, restart_limit, prepares=keep and self._has_init_function)
+        self._dispatcher = Dispatcher(policy, pool, site, launcher, observer)
         super().__init__(self._dispatcher, self._dispatcher.shutdown, progress=progress)
 
     def submit(
@@ -150,13 +151,8 @@ class InteractiveScheduler(DispatchedScheduler):
         self._check_open()
         if resources.cache_directory is not None:
             return self._results.submit(fn, args, kwargs, resources)
-        return self._run(fn, args, kwargs, resources)
-
-    def _run(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], resources: Resources
-    ) -> Future[Any]:
         future = TaskFuture()
-        self._post(fn, self._functions.known(fn), args, kwargs, resources, future)
+        self._post(fn, args, kwargs, resources, future)
         return future
 
     @functools.cached_property
@@ -170,7 +166,7 @@ class InteractiveScheduler(DispatchedScheduler):
                 UserWarning,
                 stacklevel=4,
             )
-        return ResultCache(self._run)
+        return ResultCache(self._functions, self._dispatcher, self._post)
 
     def map(
         self,
@@ -212,7 +208,7 @@ class InteractiveScheduler(DispatchedScheduler):
                 except (Exception, SystemExit) as error:
                     post(tasks[posted:-1])
                     posted = len(tasks)
-                    refuse(task, error, f"the arguments of {ref.name}")
+                    task.set_exception(refusal(error, f"the arguments of {ref.name}"))
                 if len(tasks) - posted >= _MAP_SLAB:
                     post(tasks[posted:])
                     posted = len(tasks)
@@ -241,7 +237,7 @@ class InteractiveScheduler(DispatchedScheduler):
 
     @max_workers.setter
     def max_workers(self, max_workers: int) -> None:
-        self._limits = self._limits._replace(max_workers=max_workers, max_cores=None).checked()
+        self._limits = self._limits._replace(max_workers=max_workers).checked()
         self._dispatcher.resize(*self._capacity())
 
     @property
@@ -321,19 +317,18 @@ class InteractiveScheduler(DispatchedScheduler):
     def _post(
         self,
         fn: Callable[..., Any],
-        ref: FunctionRef | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         resources: Resources,
         future: TaskFuture,
     ) -> None:
-        ref = ref or self._add(fn, future)
+        ref = self._functions.known(fn) or self._add(fn, future)
         if ref is None:
             return
         try:
             payload, inputs = self._pickle(args, kwargs)
         except (Exception, SystemExit) as error:
-            refuse(future, error, f"the arguments of {ref.name}")
+            future.set_exception(refusal(error, f"the arguments of {ref.name}"))
             return
         task = Task(ref, payload, resources, future, inputs)
         if self._log_obj_size:
@@ -350,7 +345,7 @@ class InteractiveScheduler(DispatchedScheduler):
         try:
             return self._functions.add(fn)
         except (Exception, SystemExit) as error:
-            refuse(future, error, f"the function {function_name(fn)}")
+            future.set_exception(refusal(error, f"the function {function_name(fn)}"))
             return None
 
     def _pickle(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Payload, list[Future[Any]] | None]:
@@ -377,12 +372,3 @@ class InteractiveScheduler(DispatchedScheduler):
 def _effective(resources: Resources, name: str) -> Any:
     value = getattr(resources, name)
     return value or 1 if name == "threads_per_core" else value
-
-
-def refuse(future: TaskFuture | MapTask, error: BaseException, what: str) -> None:
-    """Fail a call that cannot be sent anywhere."""
-    if isinstance(error, SystemExit):
-        reason = error
-        error = pickle.PicklingError(f"pickling {what} called sys.exit({reason.code!r})")
-        error.__cause__ = reason
-    future.set_exception(error)

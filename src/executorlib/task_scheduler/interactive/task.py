@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
@@ -119,6 +119,8 @@ class Task:
     Attributes:
         payload: the pickled arguments; None when the task is closed
         inputs: futures whose results the arguments refer to, until these are known
+        late: called with the inputs when they are done, where only then it is known what the task is: returns a future
+            whose outcome is that of the task, or None if it is to run
         values: the pickled results of the inputs
         open_inputs: how many inputs are not done
         attempts: how often a worker has died of it, or with it
@@ -131,6 +133,7 @@ class Task:
         "fn",
         "future",
         "inputs",
+        "late",
         "number",
         "open_inputs",
         "payload",
@@ -153,6 +156,7 @@ class Task:
         self.resources = resources
         self.future = future
         self.inputs = inputs
+        self.late: Callable[[Sequence[Future[Any]]], Future[Any] | None] | None = None
         self.values: Payload | None = None
         self.open_inputs = 0
         self.attempts = 0
@@ -178,8 +182,12 @@ class DependencyGraph:
         inputs = task.inputs or ()
         task.open_inputs = len(inputs)
         for future in inputs:
-            future.add_done_callback(lambda _: self._done(task))
+            future.add_done_callback(self._callback([task]))
         return not inputs
+
+    def _callback(self, box: list[Task]) -> Callable[[Future[Any]], None]:
+        # A future that is done keeps its callbacks: they must not keep the task alive, and the result of its future.
+        return lambda _: self._done(box.pop())
 
     def input_done(self, task: Task) -> bool:
         """Count an input; returns whether it was the last."""

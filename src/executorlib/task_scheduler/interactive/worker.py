@@ -43,6 +43,7 @@ class Worker:
         stopping: it was told to stop, or is to be told when its queue is empty
         verdict: why it is ended, an exception for the task that runs
         accused: number of the task that the verdict is for; None for whichever runs
+        preparing: its init function has not come to its end: no task is sent to wait for that
         full: it has as much to do as it should, until it is heard of
         worked: it has brought a result
         has_begun: number of the task that it began last, where its tasks cannot be taken back
@@ -76,6 +77,7 @@ class Worker:
         self.clean = False
         self.accused: int | None = None
         self.doomed = False
+        self.preparing = False
         self.full = False
         self.worked = False
         self.has_begun = 0
@@ -179,11 +181,16 @@ class Worker:
 
     def is_able(self) -> bool:
         """Whether it can be sent tasks."""
-        return self.connection is not None and not (self.stopping or self.closed or self.doomed)
+        return self.connection is not None and not (self.preparing or self.stopping or self.closed or self.doomed)
 
     def is_late(self, now: float) -> bool:
         """Whether its task takes longer than was thought, so that nothing should be sent to wait behind it."""
-        return bool(self.queue) and now - self.progress > max(STALL_SECONDS, 2 * self.queue[0].estimate)
+        return bool(self.queue) and now > self.late_at
+
+    @property
+    def late_at(self) -> float:
+        """When the task that it runs has taken longer than was thought."""
+        return self.progress + max(STALL_SECONDS, 2 * self.queue[0].estimate)
 
     def close(self) -> None:
         if self.connection is not None:

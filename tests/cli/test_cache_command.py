@@ -15,6 +15,8 @@ import pytest
 from conftest import Eventually
 from executorlib.api import TestClusterExecutor
 from executorlib.cli import main
+from executorlib.standalone import cache_queue
+from executorlib.standalone.cache_paths import CachePaths
 from executorlib.standalone.hdf import dump, get_cache_data
 
 Run = Callable[..., Any]
@@ -183,6 +185,24 @@ def test_jobs_of_a_queueing_system_that_does_not_answer(
     assert main(["cache", "terminate", cache, "queued", "--backend", "slurm"]) == 1
     assert "job 17 cannot be ended" in capfd.readouterr().err
     assert states(run, cache)["queued"] == "submitted"
+
+
+def test_a_batch_job_is_known_by_the_number_beside_its_files(run: Run, cache: str) -> None:
+    """It is in the hands of a queueing system: it does not wait for anybody, and is not run a second time."""
+    paths = CachePaths.of(cache, "left")
+    cache_queue.note(paths, "17_3")
+    (task,) = run("list", cache, "--state", "submitted")
+    assert (task["key"], task["queue_id"]) == ("left", "17_3")
+    assert run("resubmit", cache, "left", "--local", status=1) == []
+    assert cache_queue.number_of(paths) == "17_3"
+
+
+def test_a_look_leaves_the_notes_of_other_machines(run: Run, cache: str) -> None:
+    paths = CachePaths.of(cache, "left")
+    os.symlink("0123456789ab-4711-99-serial", paths.claim)
+    run("list", cache)
+    run("show", cache, "left")
+    assert os.path.lexists(paths.claim)
 
 
 def test_two_thousand_tasks_are_listed_in_seconds(run: Run, tmp_path: Path, work: Any) -> None:

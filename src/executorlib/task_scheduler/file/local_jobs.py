@@ -373,7 +373,8 @@ class LocalJobs(JobLauncher):
             cause == describe_exit(cache_claim.TAKEN_EXIT_CODE)
             and not cache_claim.was_taken_by(process.job.paths, process.pid)
         )
-        claim = cache_claim.holder(process.job.paths)  # and the note of a process that was killed is removed
+        cache_claim.forget_dead(process.job.paths)  # it was killed
+        claim = cache_claim.holder(process.job.paths)
         if process.verdict is None and taken and not is_ended(process.job.paths.output):
             # It was another program's, or has left the task to another program's.
             if claim is not None:

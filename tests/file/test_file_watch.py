@@ -14,11 +14,11 @@ import pytest
 from conftest import Eventually
 from executorlib.backend import cache_serial
 from executorlib.standalone.cache_paths import CachePaths
-from executorlib.standalone.errors import WorkerDiedError
+from executorlib.standalone.errors import TaskRemovedError, WorkerDiedError
 from executorlib.task_scheduler.file.launcher import Job, JobChange, JobLauncher, JobState, LeftJob, end_of_log
 from executorlib.task_scheduler.file.task import FileFuture
 from executorlib.task_scheduler.file.task_scheduler import FileTaskScheduler
-from executorlib.task_scheduler.file.watch import OutputWatch
+from executorlib.task_scheduler.file.watch import OutputWatch, Seen
 
 
 class Queue(JobLauncher):
@@ -255,14 +255,70 @@ def test_a_task_without_files_is_gone_after_a_while(tmp_path: Path, monkeypatch:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     watch = OutputWatch(0.01)
-    gone, running, elsewhere = (CachePaths.of(tmp_path, name) for name in ("gone", "running", "missing/elsewhere"))
+    gone, running = (CachePaths.of(tmp_path, name) for name in ("gone", "running"))
     Path(running.running).touch()
-    for paths in (gone, running, elsewhere):
+    for paths in (gone, running):
         watch.add(paths)
     for moment, expected in ((0.0, False), (0.5, False), (2.0, True)):
         now[0] = moment
         seen = watch.look()
-        assert set(seen.gone) == ({gone.output, elsewhere.output} if expected else set())
+        assert seen.gone == ([gone.output] if expected else [])
+
+
+def test_a_directory_that_is_not_there_is_no_news_for_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its file server may be away, or its mount being made again."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    watch = OutputWatch(0.01)
+    paths = CachePaths.of(tmp_path / "mount", "task")
+    watch.add(paths)
+    for moment in (0.0, 2.0, 4.0, 250.0):
+        now[0] = moment
+        assert watch.look() == Seen()
+    assert [record.levelname for record in caplog.records] == ["WARNING"], "said once"
+    os.mkdir(tmp_path / "mount")
+    Path(paths.input).touch()
+    now[0] = 260.0
+    assert watch.look() == Seen()
+    os.rename(tmp_path / "mount", tmp_path / "away")
+    now[0] = 320.0
+    assert watch.look() == Seen(), "it is counted from the beginning again"
+    now[0] = 700.0
+    assert watch.look() == Seen(lost=[paths.output])
+
+
+@pytest.mark.usefixtures("_job_in_this_process")
+def test_jobs_go_on_while_the_directory_is_away(tmp_path: Path, eventually: Eventually) -> None:
+    cluster = Cluster(tmp_path / "mount")
+    first = cluster.scheduler.submit(file_tasks.add, 1, resource_dict=key("first"))
+    second = cluster.scheduler.submit(file_tasks.add, 2, resource_dict=key("second"))
+    eventually(lambda: len(cluster.queue.jobs) == 2)
+    os.rename(tmp_path / "mount", tmp_path / "away")
+    cluster.queue.end(100)  # its output is there, but not to be seen
+    time.sleep(2.0)  # longer than a file may be in sight under neither name
+    assert not first.done()
+    os.rename(tmp_path / "away", tmp_path / "mount")
+    cluster.run("first")
+    cluster.run("second")
+    assert (first.result(timeout=10), second.result(timeout=10)) == (1, 2)
+    assert cluster.queue.cancelled == []
+    cluster.scheduler.shutdown()
+
+
+def test_a_directory_that_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr("executorlib.task_scheduler.file.watch.ABSENT_SECONDS", 0.2)
+    cluster = Cluster(tmp_path / "mount")
+    future = cluster.scheduler.submit(file_tasks.add, 1)
+    eventually(lambda: len(cluster.queue.jobs) == 1)
+    os.rename(tmp_path / "mount", tmp_path / "away")
+    with pytest.raises(TaskRemovedError, match="no longer there"):
+        future.result(timeout=10)
+    assert cluster.queue.cancelled == [], "a job may have run for hours"
+    cluster.scheduler.shutdown()
 
 
 def test_the_end_of_a_log(tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ RUNNING_SUFFIX = "_r.h5"
 OUTPUT_SUFFIX = "_o.h5"
 _SUFFIXES = (INPUT_SUFFIX, RUNNING_SUFFIX, OUTPUT_SUFFIX)
 
+ABSENT_SECONDS = 300.0
+"""A directory that is not there may be one whose file server is: so long nothing is made of it."""
+
 _LONGEST_FILE_NAME = 255
 _RESERVED = ".executorlib"
 _ALIAS_FOLDER = f"{_RESERVED}-moved"
@@ -91,9 +94,13 @@ class CachePaths:
         """The number of the task's job, see `cache_queue`."""
         return self._note(".job")
 
+    @property
+    def folder(self) -> str:
+        """The directory in which the files lie."""
+        return os.path.dirname(self.job_directory)
+
     def _note(self, suffix: str) -> str:
-        folder = os.path.dirname(self.job_directory)
-        return os.path.join(folder, f"{_RESERVED}-{sha256(os.fsencode(self.stem)).hexdigest()[:32]}{suffix}")
+        return os.path.join(self.folder, f"{_RESERVED}-{sha256(os.fsencode(self.stem)).hexdigest()[:32]}{suffix}")
 
 
 def array_directory(directory: str, name: str) -> str:

@@ -278,7 +278,7 @@ class FileTasks:
         paths = task.files
         if change.error is not None:
             self.fail(task, change.error)
-        elif not os.path.exists(paths.input):
+        elif not os.path.exists(paths.input) and os.path.isdir(paths.folder):
             self._gone(task)
         elif late:
             task.ended_at = time.monotonic()
@@ -297,10 +297,15 @@ class FileTasks:
         for output in seen.gone:
             if output in self._tasks:
                 self._gone(self._tasks[output])
+        for output in seen.lost:
+            if output in self._tasks:
+                self._lost(self._tasks[output])
         if self._late:
             oldest = time.monotonic() - self._launcher.output_seconds
             for task in self._late:
-                if task.ended_at is not None and task.ended_at < oldest and not self._settle(task, last=True):
+                if task.ended_at is None or task.ended_at >= oldest or not os.path.isdir(task.files.folder):
+                    continue
+                if not self._settle(task, last=True):
                     self._died(task)
             self._late = [task for task in self._late if task.files.output in self._tasks]
 
@@ -343,6 +348,15 @@ class FileTasks:
         paths = task.files
         error = TaskRemovedError(f"task {paths.stem} has been removed from {paths.directory} before it ended")
         self.fail(task, error)
+
+    def _lost(self, task: FileTask) -> None:
+        """Nobody knows what has become of a task; its job may have run for hours, and goes on."""
+        paths = task.files
+        if task.job is not None:
+            self._jobs.pop(task.job, None)
+            task.job = None
+        text = f"the directory {paths.folder} is no longer there: what becomes of task {paths.stem} is not known here"
+        self._finish(task, Outcome(False, TaskRemovedError(text)))
 
     def fail(self, task: FileTask, error: BaseException) -> None:
         """End a task without its output; what is left of its job is ended too."""

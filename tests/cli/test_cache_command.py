@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import sys
 import time
 from collections.abc import Callable
@@ -166,6 +167,23 @@ def test_clean_removes_what_is_of_no_use(run: Run, cache: str) -> None:
     assert states(run, cache) == {"fine": "done", "left": "waiting"}
     assert os.listdir(os.path.join(cache, "sub")) == [], "the log too"
     assert run("clean", cache, "--done") == ["fine"]
+
+
+def test_clean_leaves_what_may_be_whole(
+    run: Run, cache: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Results of executorlib 1.11 where h5py is missing, and files of others."""
+    h5py, numpy = pytest.importorskip("h5py"), pytest.importorskip("numpy")
+    with h5py.File(os.path.join(cache, "old_o.h5"), "w") as file:
+        file.create_dataset("output", data=numpy.frombuffer(pickle.dumps(1), dtype=numpy.uint8))
+    os.chmod(os.path.join(cache, "fine_o.h5"), 0o666)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert {key for key, state in states(run, cache).items() if state == "unreadable"} == {"damaged", "fine", "old"}
+    assert main(["cache", "clean", cache, "--json"]) == 0
+    said = capfd.readouterr()
+    assert json.loads(said.out) == ["damaged", "second", "sub/first"]
+    assert "old: is not damaged, but cannot be read here: " in said.err
+    assert run("clean", cache, "old") == ["old"], "it is named"
 
 
 def test_a_directory_that_is_not_there(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

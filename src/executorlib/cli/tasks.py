@@ -13,7 +13,7 @@ from typing import Any
 
 from executorlib.standalone import cache_claim, cache_queue
 from executorlib.standalone.cache_entry import unpickle
-from executorlib.standalone.cache_file import CacheFileError, read, write
+from executorlib.standalone.cache_file import CacheFileError, DamagedFileError, read, write
 from executorlib.standalone.cache_outcome import INPUT_NAMES, remove
 from executorlib.standalone.cache_paths import OUTPUT_SUFFIX, CachePaths
 from executorlib.standalone.cache_queue import JobNumber
@@ -57,6 +57,7 @@ class CachedTask:
         error: what it raised, or why it cannot be read
         size: bytes of the file
         modified: when the file was written, in seconds since 1970
+        damaged: whether the file is of use to nobody, and not only unreadable here and now
     """
 
     key: str
@@ -69,6 +70,7 @@ class CachedTask:
     error: str | None
     size: int
     modified: float
+    damaged: bool = False
 
     def described(self) -> dict[str, Any]:
         """The task as JSON knows it."""
@@ -176,9 +178,10 @@ def _task(directory: str, path: str, paths: CachePaths) -> CachedTask | None:
         content = read(path, ("function", "queue_id", "runtime", "error"))
     except FileNotFoundError:
         return None
-    except CacheFileError as unreadable:
+    except OSError as unreadable:  # CacheFileError, or what the file server says
+        damaged = isinstance(unreadable, DamagedFileError)
         why = unreadable.strerror
-        return CachedTask(key, paths, path, UNREADABLE, "", None, None, why, info.st_size, info.st_mtime)
+        return CachedTask(key, paths, path, UNREADABLE, "", None, None, why, info.st_size, info.st_mtime, damaged)
     queue_id, runtime = (_value(path, content, name) for name in ("queue_id", "runtime"))
     error = _error(path, content["error"]) if "error" in content else None
     if path.endswith(OUTPUT_SUFFIX):

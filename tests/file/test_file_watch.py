@@ -35,6 +35,7 @@ class Queue(JobLauncher):
         self.asked = 0
         self.running: dict[str, int] = {}
         self.refusal: Exception | None = None
+        self.failure: Exception | None = None
 
     def find(self, job: Job) -> int | None:
         return self.running.get(job.paths.stem)
@@ -48,6 +49,8 @@ class Queue(JobLauncher):
 
     def changes(self) -> list[JobChange]:
         self.asked += 1
+        if self.failure is not None:
+            raise self.failure
         news, self.news = self.news, []
         return news
 
@@ -145,6 +148,28 @@ def test_a_job_that_dies_in_the_queue(tmp_path: Path, eventually: Eventually) ->
     assert then.exception(timeout=5) is dead.exception()
     eventually(lambda: cluster.queue.cancelled == [101])
     cluster.scheduler.shutdown()
+
+
+def test_the_jobs_go_on_when_the_dispatcher_fails(tmp_path: Path, eventually: Eventually) -> None:
+    cluster = Cluster(tmp_path)
+    future = cluster.scheduler.submit(file_tasks.add, 1)
+    eventually(lambda: len(cluster.queue.jobs) == 1)
+    cluster.queue.failure = MemoryError("no memory")
+    with pytest.raises(RuntimeError, match=r"has failed: MemoryError.*the job goes on"):
+        future.result(timeout=10)
+    assert cluster.queue.cancelled == []
+    assert not cluster.scheduler.cancel(future)
+    cluster.scheduler.shutdown()
+    assert cluster.queue.cancelled == [], "nothing is asked of a launcher that is closed"
+
+
+def test_a_launcher_that_cannot_cancel(tmp_path: Path, eventually: Eventually) -> None:
+    cluster = Cluster(tmp_path)
+    first, second = (cluster.scheduler.submit(file_tasks.add, n) for n in range(2))
+    eventually(lambda: len(cluster.queue.jobs) == 2)
+    cluster.queue.cancel = None  # type: ignore[assignment, method-assign]
+    cluster.scheduler.shutdown(wait=False, cancel_futures=True)
+    eventually(lambda: first.cancelled() and second.cancelled())
 
 
 def test_a_job_that_is_refused(tmp_path: Path) -> None:

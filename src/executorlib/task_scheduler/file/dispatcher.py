@@ -166,11 +166,11 @@ class FileDispatcher:
                 self._tasks.admit_together(item)
 
     def _end(self) -> None:
+        self._tasks.close(self._fatal)  # first: of a launcher that is closed nothing can be asked
         with contextlib.suppress(Exception):
             self._launcher.close()
         self._inbox.end(self._refuse)
         self._selector.close()
-        self._tasks.close(self._fatal)
 
     def _refuse(self, item: FileTask | Sequence[FileTask]) -> None:
         reason = self._fatal or "cannot schedule new futures after shutdown"

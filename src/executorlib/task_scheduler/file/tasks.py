@@ -85,9 +85,11 @@ class FileTasks:
         return Tally(known + ended, ended, self._failed, self._dropped, running, running)
 
     def close(self, reason: BaseException | None) -> None:
-        """Fail what is left, after the end of the dispatcher."""
+        """Fail what is left, at the end of the dispatcher. The jobs go on: the next program finds them."""
         for task in [*self._tasks.values(), *self._open.values()]:
-            self.fail(task, RuntimeError(f"The executor has failed: {reason!r}"))
+            goes_on = "" if task.job is None else "; the job goes on, and the same call, submitted again, finds it"
+            self._let_go(task)
+            self._finish(task, Outcome(False, RuntimeError(f"The executor has failed: {reason!r}{goes_on}")))
         if self._observed is not None:
             self._observed.close()
 
@@ -335,7 +337,7 @@ class FileTasks:
             remember_alias(paths, task.call.alias)
         if fresh:  # an input beside it is that of a worker that was killed between the two
             remove(paths.input)
-        if task.job is not None and self._launcher.settled(task.job):
+        if task.job is not None and self._tell(self._launcher.settled, task.job):
             self._jobs.pop(task.job, None)
         self._finish(task, outcome)
         return True
@@ -352,18 +354,31 @@ class FileTasks:
     def _lost(self, task: FileTask) -> None:
         """Nobody knows what has become of a task; its job may have run for hours, and goes on."""
         paths = task.files
-        if task.job is not None:
-            self._jobs.pop(task.job, None)
-            task.job = None
+        self._let_go(task)
         text = f"the directory {paths.folder} is no longer there: what becomes of task {paths.stem} is not known here"
         self._finish(task, Outcome(False, TaskRemovedError(text)))
 
     def fail(self, task: FileTask, error: BaseException) -> None:
         """End a task without its output; what is left of its job is ended too."""
-        if task.job is not None:
-            self._jobs.pop(task.job, None)
-            self._launcher.cancel(task.job)
+        job = self._let_go(task)
+        if job is not None:
+            self._tell(self._launcher.cancel, job)
         self._finish(task, Outcome(False, error))
+
+    def _let_go(self, task: FileTask) -> JobNumber | None:
+        """Have no more to do with the job of a task; returns its number."""
+        job, task.job = task.job, None
+        if job is not None:
+            self._jobs.pop(job, None)
+        return job
+
+    def _tell(self, what: Callable[[JobNumber], Any], job: JobNumber) -> Any:
+        """Tell the launcher something about a job. Whatever goes wrong there, the futures come to their end."""
+        try:
+            return what(job)
+        except Exception:
+            _LOG.exception("job %s", job)
+            return None
 
     def _finish(self, task: FileTask, outcome: Outcome) -> None:
         self._ended += 1

@@ -112,7 +112,7 @@ def remove_array(folder: str) -> None:
     """Remove what an array of jobs has no more use for: all but the logs of elements that have printed something."""
     try:
         names = os.listdir(folder)
-    except FileNotFoundError:
+    except OSError:  # it is gone, or its file server is away
         return
     for name in names:
         path = os.path.join(folder, name)

@@ -27,6 +27,7 @@ from executorlib.standalone.cache_trust import make_private_directory
 from executorlib.standalone.command import RUN_TIME_VARIABLE, get_command_path
 from executorlib.standalone.errors import WorkerDiedError
 from executorlib.standalone.hdf import get_queue_id
+from executorlib.standalone.serialize import dumps
 from executorlib.standalone.slurm_queue import JobStatus
 from executorlib.task_scheduler.file.batch_script import BatchJob, BatchSystem
 from executorlib.task_scheduler.file.launcher import (
@@ -136,7 +137,9 @@ class SlurmJobs(JobLauncher):
         found: list[JobNumber | Exception] = [RuntimeError("it was not submitted")] * len(jobs)
         groups: dict[object, list[int]] = {}
         for place, job in enumerate(jobs):
-            key = (job.name, job.paths.directory, job.resources._replace(cache_key=None))
+            variables = dumps(job.resources.template_variables).data  # of any type, lists too
+            resources = job.resources._replace(cache_key=None, template_variables=())
+            key = (job.name, job.paths.directory, resources, variables)
             groups.setdefault(key, []).append(place)
         for places in groups.values():
             for start in range(0, len(places), self._largest_array()):

@@ -86,7 +86,10 @@ class SlurmQueue:
         if self._asked is None and self.due <= now and wanted:
             self._asked = now
             self.due = now + 2 * _LONGEST_PAUSE  # until the answer comes
-            threading.Thread(target=self._ask, name="executorlib-squeue", daemon=True).start()
+            try:
+                threading.Thread(target=self._ask, name="executorlib-squeue", daemon=True).start()
+            except RuntimeError:  # a limit of processes, or the end of the interpreter
+                self._ask()
         answer, self._answer = self._answer, None
         if answer is None:
             return {}
@@ -115,7 +118,7 @@ class SlurmQueue:
         self.questions += 1
         try:
             answer = slurm_queue.query()
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
+        except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
             _LOG.warning("Slurm does not say how the jobs are: %s", error)
             answer = self._last
         self._answer = answer

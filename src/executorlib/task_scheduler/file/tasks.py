@@ -115,7 +115,11 @@ class FileTasks:
             gathered, self._gathered = self._gathered, None
         gathered = [task for task in gathered if task.futures]
         if gathered:
-            numbers = self._launcher.submit_together([self._job(task) for task in gathered])
+            numbers: Sequence[JobNumber | Exception]
+            try:
+                numbers = self._launcher.submit_together([self._job(task) for task in gathered])
+            except Exception as error:
+                numbers = [error] * len(gathered)
             for task, number in zip(gathered, numbers, strict=True):
                 if isinstance(number, Exception):
                     self.fail(task, number)
@@ -331,6 +335,11 @@ class FileTasks:
             if fresh:
                 _LOG.warning("the call is run again: %s", error)
             return False
+        except Exception as error:  # the file server has lost it for a moment, or there is not enough memory
+            if isinstance(error, OSError) and not (fresh or last):
+                return False
+            self.fail(task, error)
+            return True
         for future in task.futures:
             future.kept = not outcome.succeeded
         if outcome.succeeded and isinstance(task.call, Call) and task.call.alias is not None:

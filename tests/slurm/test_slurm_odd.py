@@ -1,0 +1,103 @@
+"""Batch jobs of a Slurm that is slow, away, or says odd things: scripts stand in for its commands."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from fake_slurm import FIXTURES, FakeSlurm, MakeFake
+
+from conftest import Eventually
+from executorlib.standalone.cache_outcome import read_outcome
+from executorlib.standalone.cache_paths import remove_array
+from executorlib.standalone.cache_trust import open_trusted
+from executorlib.standalone.hdf import dump
+
+slurm, make_fake = FIXTURES
+pytest.importorskip("pysqa")
+
+
+def key(name: str) -> dict[str, str]:
+    return {"cache_key": name}
+
+
+def number(future: Future[Any]) -> Any:
+    """The number of a future's job."""
+    return getattr(future, "queue_id", None)
+
+
+@pytest.mark.filterwarnings("ignore:The following keys are not recognized")
+def test_variables_of_a_template_may_be_lists(slurm: FakeSlurm, make_fake: MakeFake, eventually: Eventually) -> None:
+    exe = make_fake(resource_dict={"modules": ["gcc", "mpi"]})
+    results = exe.map(abs, [1, 2])
+    eventually(lambda: len(slurm.calls("sbatch")) == 1)
+    assert "--array=0-1" in slurm.calls("sbatch")[0]
+    del results
+
+
+def test_a_result_that_cannot_be_read_fails_its_own_future(
+    make_fake: MakeFake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, eventually: Eventually
+) -> None:
+    """It may be larger than the memory."""
+
+    def read(path: str) -> Any:
+        if path.endswith("large_o.h5") and os.path.exists(path):
+            raise MemoryError("too large")
+        return read_outcome(path)
+
+    monkeypatch.setattr("executorlib.task_scheduler.file.tasks.read_outcome", read)
+    exe = make_fake()
+    large, other = (exe.submit(abs, -1, resource_dict=key(name)) for name in ("large", "other"))
+    eventually(lambda: number(large) and number(other))
+    for name in ("large", "other"):
+        dump(str(tmp_path / "cache" / f"{name}_o.h5"), {"output": 5})
+    with pytest.raises(MemoryError, match="too large"):
+        large.result(timeout=10)
+    assert other.result(timeout=10) == 5
+
+
+def test_a_stale_file_is_looked_at_again(
+    make_fake: MakeFake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, eventually: Eventually
+) -> None:
+    stale = [0]
+
+    def read(path: str) -> int:
+        if path.endswith("_o.h5") and stale[0] < 6:
+            stale[0] += 1
+            raise OSError(116, "Stale file handle")
+        return open_trusted(path)
+
+    exe = make_fake()
+    future = exe.submit(abs, -1, resource_dict=key("one"))
+    eventually(lambda: number(future))
+    monkeypatch.setattr("executorlib.standalone.cache_file.open_trusted", read)
+    dump(str(tmp_path / "cache" / "one_o.h5"), {"output": 5})
+    assert future.result(timeout=10) == 5
+
+
+def test_the_queue_is_asked_where_no_thread_can_be_started(
+    slurm: FakeSlurm, make_fake: MakeFake, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """At the end of the interpreter, or at a limit of processes."""
+
+    class NoThread(threading.Thread):
+        def start(self) -> NoReturn:
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    exe = make_fake()
+    monkeypatch.setattr(threading, "Thread", NoThread)
+    slurm.queue("1|FAILED|0:01|p|NonZeroExitCode")
+    future = exe.submit(abs, -1)
+    error = future.exception(timeout=10)
+    monkeypatch.undo()
+    assert "NonZeroExitCode" in str(error)
+
+
+def test_an_array_whose_directory_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "array").touch()
+    remove_array(str(tmp_path / "array"))
+    assert os.path.exists(tmp_path / "array")

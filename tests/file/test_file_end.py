@@ -271,21 +271,24 @@ def test_a_forked_child_does_not_end_the_jobs_of_its_parent(script: Script, cach
 # From outside
 
 
-def test_a_task_is_terminated(make_cluster: Make, tmp_path: Path, cache: Path, eventually: Eventually) -> None:
+@pytest.mark.parametrize("key", ["long", "runs/today/long"])
+def test_a_task_is_terminated(
+    make_cluster: Make, tmp_path: Path, cache: Path, eventually: Eventually, key: str
+) -> None:
     pid_file = tmp_path / "pid"
     with make_cluster() as exe:
-        long = exe.submit(file_tasks.pid_and_hold, str(pid_file), resource_dict={"cache_key": "long"})
+        long = exe.submit(file_tasks.pid_and_hold, str(pid_file), resource_dict={"cache_key": key})
         then = exe.submit(file_tasks.add, long)
         eventually(pid_file.exists)
-        waiting = get_future_from_cache(str(cache), "long")
-        terminate_task_in_cache(str(cache), "long")
+        waiting = get_future_from_cache(str(cache), key)
+        terminate_task_in_cache(str(cache), key)
         for future in (long, then, waiting):
             with pytest.raises(TaskRemovedError):
                 future.result(timeout=15)
-        assert not (cache / "long_i.h5").exists()
+        assert not (cache / f"{key}_i.h5").exists()
         eventually(lambda: not psutil.pid_exists(int(pid_file.read_text())))
     with pytest.raises(FileNotFoundError, match=r"long_i\.h5"):
-        terminate_task_in_cache(str(cache), "long")
+        terminate_task_in_cache(str(cache), key)
 
 
 def test_who_waits_for_a_task_of_others_hears_of_its_death(

@@ -25,6 +25,8 @@ from executorlib.standalone.cache_paths import CachePaths
 from executorlib.standalone.errors import ExecutorlibSocketError, RemoteError, TaskRemovedError, WorkerDiedError
 from executorlib.standalone.hdf import dump
 from executorlib.standalone.processes import process_space
+from executorlib.task_scheduler.file.launcher import Job
+from executorlib.task_scheduler.file.local_jobs import LocalJobs
 
 cache, make_cluster, files = FIXTURES
 pytestmark = pytest.mark.faults
@@ -288,6 +290,46 @@ def test_nobody_takes_a_task_that_is_taken(cache: Path, monkeypatch: pytest.Monk
     assert not cache_claim.take(paths)
     cache_claim.release(paths)
     assert os.listdir(cache) == []
+
+
+def test_a_key_with_a_slash_is_one_task_for_all(make_cluster: Make, tmp_path: Path, eventually: Eventually) -> None:
+    """Its process is known to a second executor by the note that it has made itself."""
+    begun, until = tmp_path / "begun", tmp_path / "until"
+    key = {"cache_key": "runs/today"}
+    with make_cluster() as one, make_cluster() as other:
+        first = one.submit(file_tasks.hold, str(begun), str(until), 5, resource_dict=key)
+        eventually(begun.exists)
+        begun.unlink()
+        second = other.submit(file_tasks.hold, str(begun), str(until), 5, resource_dict=key)
+        assert other.submit(file_tasks.add, 1).result(timeout=20) == 1
+        assert second.running()
+        until.touch()
+        assert (first.result(timeout=20), second.result(timeout=20)) == (5, 5)
+    assert not begun.exists(), "it has run once"
+
+
+def test_a_task_that_others_have_is_not_tried_without_a_pause(
+    make_cluster: Make, cache: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """Its process is seen by the job and not from here, as where process ids mean something else."""
+    started: list[int] = []
+    launch = LocalJobs._launch
+
+    def counting(self: LocalJobs, number: int, job: Job, allotment: Any) -> Any:
+        started.append(number)
+        return launch(self, number, job, allotment)
+
+    paths = CachePaths.of(cache, "key")
+    assert cache_claim.take(paths)
+    monkeypatch.setattr(cache_claim, "holder", lambda paths: None)
+    monkeypatch.setattr(LocalJobs, "_launch", counting)
+    with make_cluster() as exe:
+        future = exe.submit(file_tasks.add, 1, resource_dict=KEY)
+        eventually(lambda: len(started) == 2)
+        time.sleep(1.0)
+        assert len(started) < 10
+        cache_claim.release(paths)
+        assert future.result(timeout=20) == 1
 
 
 # Pickling

@@ -100,7 +100,9 @@ class CachePaths:
         return os.path.dirname(self.job_directory)
 
     def _note(self, suffix: str) -> str:
-        return os.path.join(self.folder, f"{_RESERVED}-{sha256(os.fsencode(self.stem)).hexdigest()[:32]}{suffix}")
+        # By the name of the file alone: a worker knows no more of the key.
+        name = os.path.basename(self.job_directory)
+        return os.path.join(self.folder, f"{_RESERVED}-{sha256(os.fsencode(name)).hexdigest()[:32]}{suffix}")
 
 
 def array_directory(directory: str, name: str) -> str:

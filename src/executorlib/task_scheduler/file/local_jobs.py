@@ -114,6 +114,7 @@ class LocalJobs(JobLauncher):
         self._numbers = itertools.count(1)
         self._waiting: dict[int, Job] = {}
         self._order: list[tuple[int, int]] = []  # heap of priority and number; numbers that no longer wait are skipped
+        self._later: list[tuple[float, int]] = []  # when some of the waiting are to be tried again
         self._processes: dict[int, _Process] = {}
         self._changes: list[JobChange] = []
         self._selector = selectors.DefaultSelector() if hasattr(os, "pidfd_open") else None
@@ -135,6 +136,7 @@ class LocalJobs(JobLauncher):
         if self._changes:
             return 0.0
         moments = [due for process in self._processes.values() if (due := process.due()) is not None]
+        moments += [moment for moment, _ in self._later[:1]]
         if any(process.descriptor is None and not process.served for process in self._processes.values()):
             moments.append(time.monotonic() + self._pause)
         return min(moments, default=None)
@@ -163,6 +165,10 @@ class LocalJobs(JobLauncher):
             due = process.due()
             if due is not None and due <= now:
                 self._expire(process, now)
+        while self._later and self._later[0][0] <= now:
+            number = self._later.pop(0)[1]
+            if number in self._waiting:
+                self._wait(number, self._waiting[number])
         self._start_waiting()
         changes, self._changes = self._changes, []
         return changes
@@ -380,7 +386,9 @@ class LocalJobs(JobLauncher):
             if claim is not None:
                 self._adopt(process.number, process.job, claim)
             elif os.path.exists(process.job.paths.input):
-                self._wait(process.number, process.job)
+                # With a pause: whoever has it may be seen by the job, and not from here.
+                self._waiting[process.number] = process.job
+                self._later.append((time.monotonic() + _LONGEST_PAUSE, process.number))
             else:
                 self._changes.append(JobChange(process.number, JobState.ENDED))
             return

@@ -12,6 +12,7 @@ import pytest
 from fake_slurm import FIXTURES, FakeSlurm, MakeFake
 
 from conftest import Eventually
+from executorlib.standalone import slurm_queue
 from executorlib.standalone.cache_outcome import read_outcome
 from executorlib.standalone.cache_paths import remove_array
 from executorlib.standalone.cache_trust import open_trusted
@@ -101,3 +102,66 @@ def test_an_array_whose_directory_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "array").touch()
     remove_array(str(tmp_path / "array"))
     assert os.path.exists(tmp_path / "array")
+
+
+# Cancelling
+
+AWAY = "echo 'scancel: error: Kill job error on job id 1: Unable to contact slurm controller' >&2; exit 1"
+
+
+@pytest.fixture
+def _soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("executorlib.task_scheduler.file.slurm_jobs._AGAIN_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("_soon_again")
+def test_a_job_is_cancelled_when_the_controller_is_back(
+    slurm: FakeSlurm, make_fake: MakeFake, caplog: pytest.LogCaptureFixture, eventually: Eventually
+) -> None:
+    exe = make_fake()
+    future = exe.submit(abs, -1)
+    eventually(lambda: number(future))
+    slurm.script("scancel", AWAY)
+    assert exe.cancel(future)
+    eventually(lambda: len(slurm.calls("scancel")) >= 3)
+    assert future.cancelled()
+    slurm.script("scancel")
+    count = len(slurm.calls("scancel"))
+    eventually(lambda: len(slurm.calls("scancel")) > count)
+    exe.shutdown()
+    assert set(slurm.calls("scancel")) == {"--quiet 1"}
+    assert len(slurm.calls("scancel")) <= count + 2, "once it has done its work it is left alone"
+    assert caplog.text.count("jobs cannot be cancelled") == 1
+
+
+@pytest.mark.usefixtures("_soon_again")
+def test_a_time_limit_is_enforced_when_the_controller_is_back(
+    slurm: FakeSlurm, make_fake: MakeFake, eventually: Eventually
+) -> None:
+    slurm.queue("1|RUNNING|0:10|p|None")
+    slurm.script("scancel", AWAY)
+    future = make_fake().submit(abs, -1, resource_dict={"run_time_max": 1})
+    eventually(lambda: len(slurm.calls("scancel")) >= 2)
+    slurm.script("scancel", "echo '1|CANCELLED|0:12|p|None' > queue")
+    with pytest.raises(TimeoutError, match="run_time_max of 1 s"):
+        future.result(timeout=10)
+
+
+def test_thousands_of_jobs_are_cancelled_by_several_commands(
+    slurm: FakeSlurm, make_fake: MakeFake, eventually: Eventually
+) -> None:
+    exe = make_fake()
+    results = exe.map(abs, range(1200))
+    eventually(lambda: len(slurm.calls("sbatch")) == 2)
+    exe.shutdown(wait=False, cancel_futures=True)
+    del results
+    eventually(lambda: sum(len(call.split()) - 1 for call in slurm.calls("scancel")) == 1200, 30)
+    assert len(slurm.calls("scancel")) == 3
+
+
+def test_what_scancel_says_of_jobs_that_have_ended(slurm: FakeSlurm) -> None:
+    slurm.script("scancel", "echo 'scancel: error: Kill job error on job id 1: Invalid job id specified' >&2; exit 1")
+    slurm_queue.cancel(["1"])
+    slurm.script("scancel", AWAY)
+    with pytest.raises(OSError, match="Unable to contact"):
+        slurm_queue.cancel(["1"])

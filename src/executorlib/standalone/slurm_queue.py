@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -20,6 +21,9 @@ RUNNING = frozenset(
 _NEVER = frozenset({"DependencyNeverSatisfied", "BadConstraints"})
 # These are said of the partition that was looked at last: a job that names several may start in another.
 _NEVER_IN_PARTITION = frozenset({"PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit"})
+
+# What scancel says of jobs that have ended.
+_ENDED_ALREADY = ("Invalid job id", "already completing or completed")
 
 _EXPLANATIONS = {
     "TIMEOUT": "it reached its time limit",
@@ -118,15 +122,27 @@ def query_ended(jobs: Sequence[str]) -> dict[str, JobStatus]:
 
 
 def cancel(jobs: Sequence[str], *options: str) -> None:
-    """End jobs; those that have ended are left alone."""
-    if jobs:
-        subprocess.run(
+    """End jobs; those that have ended are left alone.
+
+    Raises:
+        OSError: some of them may not have been ended, because the controller does not answer or refuses it
+    """
+    if not jobs:
+        return
+    try:
+        done = subprocess.run(
             ["scancel", "--quiet", *options, *jobs],
             capture_output=True,
+            text=True,
             check=False,
             timeout=_QUERY_SECONDS,
             stdin=subprocess.DEVNULL,
         )
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(errno.ETIMEDOUT, f"scancel has not answered in {error.timeout:g} s") from error
+    said = [line for line in done.stderr.splitlines() if not any(word in line for word in _ENDED_ALREADY)]
+    if done.returncode != 0 and said:
+        raise OSError(errno.EIO, said[0].strip())
 
 
 def requeue(job: str) -> bool:

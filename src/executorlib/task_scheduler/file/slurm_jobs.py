@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -45,6 +44,10 @@ _LOG = logging.getLogger("executorlib")
 _RESTARTED = frozenset({"TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
 # Elements whose tasks others have done are taken from the queue together.
 _DROP_SECONDS = 2.0
+# When the controller is away it is asked again after such a time.
+_AGAIN_SECONDS = 5.0
+# A command line has a limit.
+_CANCELLED_TOGETHER = 500
 # An array may have so many elements by default (MaxArraySize less one); how many here is asked once.
 _ARRAY_SIZE = 1000
 
@@ -86,6 +89,8 @@ class SlurmJobs(JobLauncher):
         self._queue = SlurmQueue()
         self._jobs: dict[str, _Submitted] = {}
         self._to_cancel: list[str] = []
+        self._cancel_at = 0.0  # not before
+        self._cancel_fails = False
         self._to_drop: list[str] = []  # to be taken from the queue, unless they run
         self._drop_at: float | None = None
         self._changes: list[JobChange] = []
@@ -96,9 +101,13 @@ class SlurmJobs(JobLauncher):
         return self._queue.fileno()
 
     def deadline(self) -> float | None:
-        if self._changes or self._to_cancel:
+        if self._changes:
             return 0.0
-        moments = [self._drop_at, self._queue.due if self._jobs else None]
+        moments = [
+            self._cancel_at if self._to_cancel else None,
+            self._drop_at,
+            self._queue.due if self._jobs else None,
+        ]
         return min((moment for moment in moments if moment is not None), default=None)
 
     def find(self, job: Job) -> JobNumber | None:
@@ -197,6 +206,8 @@ class SlurmJobs(JobLauncher):
 
     def close(self) -> None:
         self._cancel_now(last=True)
+        if self._to_cancel:
+            _LOG.warning("these jobs could not be cancelled: %s", " ".join(_ranges(self._to_cancel)))
         self._queue.close()
 
     # Submitting
@@ -324,17 +335,25 @@ class SlurmJobs(JobLauncher):
 
     def _cancel_now(self, *, last: bool = False) -> None:
         if self._drop_at is not None and (last or self._drop_at <= time.monotonic()):
-            waiting, self._to_drop, self._drop_at = self._to_drop, [], None
+            self._to_drop = self._not_cancelled(self._to_drop, "--state=PENDING")
+            self._drop_at = time.monotonic() + _AGAIN_SECONDS if self._to_drop else None
+        if self._to_cancel and (last or self._cancel_at <= time.monotonic()):
+            self._to_cancel = self._not_cancelled(self._to_cancel)
+            self._cancel_at = time.monotonic() + _AGAIN_SECONDS if self._to_cancel else 0.0
+
+    def _not_cancelled(self, numbers: list[str], *options: str) -> list[str]:
+        """Cancel jobs; returns those for which that is to be tried again."""
+        for start in range(0, len(numbers), _CANCELLED_TOGETHER):
+            some = numbers[start : start + _CANCELLED_TOGETHER]
             try:
-                slurm_queue.cancel(_ranges(waiting), "--state=PENDING")
-            except (OSError, subprocess.SubprocessError) as error:
-                _LOG.warning("jobs whose tasks are done cannot be cancelled: %s", error)
-        if self._to_cancel:
-            numbers, self._to_cancel = self._to_cancel, []
-            try:
-                slurm_queue.cancel(numbers)
-            except (OSError, subprocess.SubprocessError) as error:
-                _LOG.warning("jobs cannot be cancelled: %s", error)
+                slurm_queue.cancel(_ranges(some) if options else some, *options)
+            except OSError as error:
+                if not self._cancel_fails:
+                    _LOG.warning("jobs cannot be cancelled, it is tried again: %s", error)
+                self._cancel_fails = True
+                return numbers[start:]
+        self._cancel_fails = False
+        return []
 
 
 def _remove_script(folder: str) -> None:

@@ -14,9 +14,13 @@ from fake_slurm import FIXTURES, FakeSlurm, MakeFake
 from conftest import Eventually
 from executorlib.standalone import slurm_queue
 from executorlib.standalone.cache_outcome import read_outcome
-from executorlib.standalone.cache_paths import remove_array
+from executorlib.standalone.cache_paths import CachePaths, remove_array
 from executorlib.standalone.cache_trust import open_trusted
 from executorlib.standalone.hdf import dump
+from executorlib.standalone.resources import Resources
+from executorlib.task_scheduler.file.batch_script import BatchSystem
+from executorlib.task_scheduler.file.launcher import Job
+from executorlib.task_scheduler.file.slurm_jobs import SlurmJobs
 
 slurm, make_fake = FIXTURES
 pytest.importorskip("pysqa")
@@ -148,15 +152,15 @@ def test_a_time_limit_is_enforced_when_the_controller_is_back(
 
 
 def test_thousands_of_jobs_are_cancelled_by_several_commands(
-    slurm: FakeSlurm, make_fake: MakeFake, eventually: Eventually
+    slurm: FakeSlurm, make_fake: MakeFake, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
+    monkeypatch.setattr("executorlib.task_scheduler.file.slurm_jobs._CANCELLED_TOGETHER", 5)
     exe = make_fake()
-    results = exe.map(abs, range(1200))
-    eventually(lambda: len(slurm.calls("sbatch")) == 2)
+    futures = [exe.submit(abs, n) for n in range(12)]
+    eventually(lambda: number(futures[-1]))
     exe.shutdown(wait=False, cancel_futures=True)
-    del results
-    eventually(lambda: sum(len(call.split()) - 1 for call in slurm.calls("scancel")) == 1200, 30)
-    assert len(slurm.calls("scancel")) == 3
+    eventually(lambda: len(slurm.calls("scancel")) == 3)
+    assert [call.count(" ") for call in slurm.calls("scancel")] == [5, 5, 2]
 
 
 def test_what_scancel_says_of_jobs_that_have_ended(slurm: FakeSlurm) -> None:
@@ -165,3 +169,21 @@ def test_what_scancel_says_of_jobs_that_have_ended(slurm: FakeSlurm) -> None:
     slurm.script("scancel", AWAY)
     with pytest.raises(OSError, match="Unable to contact"):
         slurm_queue.cancel(["1"])
+
+
+def test_who_helps_with_a_cancelled_call_is_cancelled(slurm: FakeSlurm, tmp_path: Path) -> None:
+    """Its own call has ended, so that nobody else knows of it."""
+    jobs = [Job(CachePaths.of(tmp_path / "cache", f"task{n}"), Resources(cores=1)) for n in range(3)]
+    launcher = SlurmJobs(BatchSystem())
+    assert launcher.submit_together(jobs) == ["1_0", "1_1", "1_2"]
+    (folder,) = (tmp_path / "cache").glob(".executorlib-array-*")
+    (folder / "0.begun").write_text("0")
+    (folder / "1.begun").write_text("0")
+    launcher.settled("1_0")
+    launcher.cancel("1_1")
+    launcher.changes()
+    assert slurm.calls("scancel") == ["--quiet 1_1 1_0"]
+    launcher.cancel("1_2")
+    launcher.changes()
+    assert slurm.calls("scancel")[-1] == "--quiet 1", "no element has anything to do any more"
+    launcher.close()

@@ -110,6 +110,11 @@ def array_directory(directory: str, name: str) -> str:
     return os.path.join(directory, f"{_RESERVED}-array-{name}")
 
 
+def array_mark(folder: str, number: int | str) -> str:
+    """Who has begun the task of an element: the file holds the number of the element that runs it."""
+    return os.path.join(folder, f"{number}.begun")
+
+
 def remove_array(folder: str) -> None:
     """Remove what an array of jobs has no more use for: all but the logs of elements that have printed something."""
     try:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from executorlib.standalone import cache_queue, slurm_queue
 from executorlib.standalone.cache_file import CacheFileError
 from executorlib.standalone.cache_outcome import remove
-from executorlib.standalone.cache_paths import array_directory, remove_array
+from executorlib.standalone.cache_paths import array_directory, array_mark, remove_array
 from executorlib.standalone.cache_queue import JobNumber, as_number
 from executorlib.standalone.cache_trust import make_private_directory
 from executorlib.standalone.command import RUN_TIME_VARIABLE, get_command_path
@@ -173,8 +173,13 @@ class SlurmJobs(JobLauncher):
     def cancel(self, job: JobNumber) -> None:
         submitted = self._jobs.pop(str(job), None)
         if submitted is not None:
-            self._to_cancel.append(str(job))
+            self._to_cancel += [str(job), *self._helper(str(job), submitted)]
             self._clean_up(submitted)
+            if submitted.array is not None and submitted.array not in self._arrays:
+                # All its tasks are done, or called off: none of its elements is to go on with one of these.
+                array = str(job).partition("_")[0]
+                others = [number for number in self._to_cancel if number.partition("_")[0] != array]
+                self._to_cancel = [*others, array]
 
     def withdraw(self, job: JobNumber) -> None:
         submitted = self._jobs.pop(str(job), None)
@@ -252,6 +257,18 @@ class SlurmJobs(JobLauncher):
         except OSError as error:  # only a program that comes after this one would have needed it
             _LOG.warning("the number of job %s cannot be kept: %s", number, error)
 
+    def _helper(self, number: str, submitted: _Submitted) -> list[str]:
+        """The element that runs the task of another: its own has ended, so that it is none of the jobs any more."""
+        array, _, element = number.partition("_")
+        if submitted.array is None:
+            return []
+        try:
+            with open(array_mark(submitted.array, element)) as file:
+                helper = file.read()
+        except OSError:  # nobody has begun it
+            return []
+        return [f"{array}_{helper}"] if helper.isdigit() and helper != element else []
+
     def _largest_array(self) -> int:
         if self._array_size is None:
             self._array_size = slurm_queue.largest_array() or _ARRAY_SIZE
@@ -270,7 +287,7 @@ class SlurmJobs(JobLauncher):
         left = self._arrays[submitted.array] = self._arrays[submitted.array] - 1
         if left == 0:
             del self._arrays[submitted.array]
-            self._cancel_now(last=True)
+            self._cancel_now(last=True)  # before its directory is gone, where they would look for their tasks
             remove_array(submitted.array)
 
     # What the queue says

@@ -21,7 +21,9 @@ from executorlib.api import TestClusterExecutor
 from executorlib.standalone.cache_paths import CachePaths
 from executorlib.standalone.errors import ExecutorlibSocketError, RemoteTraceback
 from executorlib.standalone.hdf import dump, load
+from executorlib.standalone.resources import Resources
 from executorlib.task_scheduler.file.shared import FutureItem
+from executorlib.task_scheduler.file.task import Call
 
 cache, make_cluster, files = FIXTURES
 
@@ -341,6 +343,26 @@ def test_all_ranks_have_results(make_cluster: Make, files: Files) -> None:
         ranks = exe.submit(file_tasks.rank, resource_dict={"cores": 2, "cache_key": "ranks"})
         assert ranks.result(timeout=40) == [(0, 2), (1, 2)]
     assert files() == ["ranks_o.h5"]
+
+
+@pytest.mark.mpi
+def test_a_call_on_two_cores_is_another_one(make_cluster: Make) -> None:
+    with make_cluster() as exe:
+        one, two = (exe.submit(file_tasks.double, 5, resource_dict={"cores": cores}) for cores in (1, 2))
+        assert (one.result(timeout=40), two.result(timeout=40)) == (10, [10, 10])
+        one, two = (exe.submit(file_tasks.double, 5, resource_dict={"cores": cores}) for cores in (1, 2))
+        assert (one.result(timeout=40), two.result(timeout=40)) == (10, [10, 10])
+
+
+def test_a_kept_result_is_that_of_the_same_number_of_cores(make_cluster: Make, cache: Path) -> None:
+    """Files of executorlib 1.11 have one name for all numbers."""
+    serial = Call.of(file_tasks.double, [5], {}, Resources(cache_directory=str(cache)))
+    dump(serial.paths.output, {"fn": file_tasks.double, "resource_dict": {"cores": 2}, "output": ["a", "b"]})
+    with make_cluster() as exe:
+        assert exe.submit(file_tasks.double, 5, resource_dict={"cores": 2}).result(timeout=20) == ["a", "b"]
+        for _ in range(2):
+            assert exe.submit(file_tasks.double, 5).result(timeout=20) == 10
+        assert exe.submit(file_tasks.double, 5, resource_dict={"cores": 2}).result(timeout=20) == ["a", "b"]
 
 
 @pytest.mark.mpi

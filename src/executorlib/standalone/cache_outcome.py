@@ -57,6 +57,16 @@ def is_ended(path: str) -> bool:
         return False
 
 
+def stored_cores(path: str) -> int | None:
+    """The number of cores that a task in the cache was submitted with; None where its file does not say."""
+    try:
+        resources = unpickle(path, "resource_dict", read(path, ("resource_dict",))["resource_dict"])
+    except (OSError, KeyError):
+        return None
+    cores = resources.get("cores") if isinstance(resources, dict) else None
+    return cores if isinstance(cores, int) else None
+
+
 def write_outcome(
     paths: CachePaths, call: Mapping[str, bytes], outcome: Mapping[str, bytes], *, flush: bool = True
 ) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from executorlib.standalone.cache_key import alias_key, call_key
-from executorlib.standalone.cache_outcome import Outcome
+from executorlib.standalone.cache_outcome import Outcome, stored_cores
 from executorlib.standalone.cache_paths import CachePaths, aliased_output
 from executorlib.standalone.cache_queue import JobNumber
 from executorlib.standalone.resources import Resources
@@ -106,15 +106,38 @@ class Call:
         key, alias = resources.cache_key, None
         if key is None:
             found = call_key(fn, args, kwargs)
-            key = found.key
             alias = alias_key(fn, args, kwargs) if found.movable else None
-        paths = CachePaths.of(resources.cache_directory, key)
+            paths = _named_by_call(resources, found.key)
+            if alias is not None and resources.cores > 1:
+                alias += _ranks(resources)
+        else:
+            paths = CachePaths.of(resources.cache_directory, key)
         moved = aliased_output(resources.cache_directory, alias) if alias is not None else None
         values = {"function": fn, "input_args": args, "input_kwargs": kwargs}
         datasets = {name: cloudpickle.dumps(value, protocol=_PROTOCOL) for name, value in values.items()}
         datasets["resource_dict"] = dumps(stored_resources(resources)).data
         datasets["error_log_file"] = dumps(resources.error_log_file).data
         return cls(moved or paths, datasets, alias)
+
+
+def _named_by_call(resources: Resources, key: str) -> CachePaths:
+    """The files of a call that has no name of its own.
+
+    executorlib 1.11 has one name for a call, be it on one core or on several, whose results are a list. Each number of
+    cores has files of its own here; those of 1.11 are taken where their number is the right one.
+    """
+    assert resources.cache_directory is not None
+    paths = CachePaths.of(resources.cache_directory, key)
+    stored = stored_cores(paths.output)
+    if stored is None and resources.cores > 1:
+        stored = stored_cores(paths.input)
+    if (stored or 1) == resources.cores:
+        return paths
+    return CachePaths.of(resources.cache_directory, key + _ranks(resources))
+
+
+def _ranks(resources: Resources) -> str:
+    return f"-{resources.cores}cores"
 
 
 @dataclass(frozen=True, slots=True)

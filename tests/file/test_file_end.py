@@ -19,6 +19,7 @@ from file_fixtures import MakeCluster as Make
 from conftest import Eventually, Script, StartScript
 from executorlib import get_future_from_cache, terminate_task_in_cache, terminate_tasks_in_cache
 from executorlib.standalone.errors import TaskLostError, TaskRemovedError
+from executorlib.standalone.processes import start_mark
 
 cache, make_cluster, files = FIXTURES
 
@@ -266,6 +267,23 @@ def test_a_forked_child_does_not_end_the_jobs_of_its_parent(script: Script, cach
     )
     done = script(code, str(cache), str(tmp_path))
     assert done.stdout.splitlines() == ["False True", "done done!"], done.stderr
+
+
+@pytest.mark.parametrize("end", ["exe.shutdown(wait=False)", "pass"])
+def test_a_time_limit_counts_without_the_program(
+    script: Script, tmp_path: Path, cache: Path, eventually: Eventually, end: str
+) -> None:
+    code = PRELUDE + (
+        "exe = TestClusterExecutor(cache_directory=cache, wait=False)\n"
+        "exe.submit(file_tasks.pid_and_hold, here('pid'), resource_dict={'run_time_max': 2})\n"
+        "while not os.path.exists(here('pid')): time.sleep(0.01)\n"
+        f"{end}\n"
+    )
+    done = script(code, str(cache), str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    pid = int((tmp_path / "pid").read_text())
+    assert start_mark(pid), "it runs"
+    eventually(lambda: not start_mark(pid), 15)
 
 
 # From outside

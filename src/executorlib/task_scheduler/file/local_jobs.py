@@ -186,7 +186,8 @@ class LocalJobs(JobLauncher):
         return any(p.popen is not None or p.served or p.kill_at is not None for p in self._processes.values())
 
     def leave(self, jobs: Sequence[LeftJob]) -> None:
-        if self._waiting or len(jobs) > len(self._processes):
+        limited = any(process.deadline is not None for process in self._processes.values())
+        if self._waiting or limited or len(jobs) > len(self._processes):
             program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "left_jobs.py")
             with subprocess.Popen(
                 [sys.executable, program],

@@ -16,6 +16,7 @@ from executorlib.standalone import slurm_queue
 from executorlib.standalone.cache_outcome import read_outcome
 from executorlib.standalone.cache_paths import CachePaths, remove_array
 from executorlib.standalone.cache_trust import open_trusted
+from executorlib.standalone.errors import WorkerDiedError
 from executorlib.standalone.hdf import dump
 from executorlib.standalone.resources import Resources
 from executorlib.task_scheduler.file.batch_script import BatchSystem
@@ -187,3 +188,43 @@ def test_who_helps_with_a_cancelled_call_is_cancelled(slurm: FakeSlurm, tmp_path
     launcher.changes()
     assert slurm.calls("scancel")[-1] == "--quiet 1", "no element has anything to do any more"
     launcher.close()
+
+
+# Restarts
+
+
+def test_what_depends_on_a_job_that_is_put_back_waits_for_it(
+    slurm: FakeSlurm, make_fake: MakeFake, tmp_path: Path, eventually: Eventually
+) -> None:
+    """In the moment of the time limit Slurm says that the other can never start, and may stay with that."""
+    exe = make_fake(restart_limit=1)
+    first = exe.submit(abs, -1, resource_dict=key("first"))
+    second = exe.submit(abs, first, resource_dict=key("second"))
+    eventually(lambda: number(second))
+    unsatisfied = "2|PENDING|0:00|p|DependencyNeverSatisfied"
+    slurm.queue("1|TIMEOUT|1:00|p|TimeLimit", unsatisfied)
+    eventually(lambda: "requeue 1" in slurm.calls("scontrol"))
+    slurm.queue("1|RUNNING|0:01|p|None", unsatisfied)
+    eventually(first.running)
+    assert not second.done()
+    dump(str(tmp_path / "cache" / "first_o.h5"), {"output": 1})
+    eventually(first.done)
+    eventually(lambda: "update JobId=2 Dependency=" in slurm.calls("scontrol"))
+    slurm.queue("2|RUNNING|0:01|p|None")
+    eventually(second.running)
+    dump(str(tmp_path / "cache" / "second_o.h5"), {"output": 1})
+    assert second.result(timeout=10) == 1
+    assert slurm.calls("scancel") == []
+
+
+def test_what_depends_on_a_job_that_fails_fails_too(
+    slurm: FakeSlurm, make_fake: MakeFake, eventually: Eventually
+) -> None:
+    exe = make_fake(restart_limit=1)
+    first = exe.submit(abs, -1)
+    second = exe.submit(abs, first)
+    eventually(lambda: number(second))
+    slurm.queue("1|OUT_OF_MEMORY|1:00|p|OutOfMemory", "2|PENDING|0:00|p|DependencyNeverSatisfied")
+    with pytest.raises(WorkerDiedError, match=r"OUT_OF_MEMORY|DependencyNeverSatisfied"):
+        second.result(timeout=10)
+    eventually(lambda: slurm.calls("scancel") == ["--quiet 2"])

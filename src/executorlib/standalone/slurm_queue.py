@@ -57,6 +57,11 @@ class JobStatus(NamedTuple):
         return self.state not in WAITING and self.state not in RUNNING
 
     @property
+    def unsatisfied(self) -> bool:
+        """Whether a job that it depends on has failed."""
+        return self.reason == "DependencyNeverSatisfied"
+
+    @property
     def never_starts(self) -> bool:
         """Whether it waits for ever."""
         return self.reason in _NEVER or (self.reason in _NEVER_IN_PARTITION and "," not in self.partitions)
@@ -149,6 +154,15 @@ def requeue(job: str) -> bool:
     """Have a job run again under its number; returns whether Slurm does that."""
     try:
         _run(["scontrol", "requeue", job])
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return True
+
+
+def forget_dependencies(job: str) -> bool:
+    """Let a job start without those that it was to wait for; returns whether Slurm does that."""
+    try:
+        _run(["scontrol", "update", f"JobId={job}", "Dependency="])
     except (OSError, subprocess.SubprocessError):
         return False
     return True

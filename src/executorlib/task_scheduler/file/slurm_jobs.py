@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from executorlib.standalone import cache_queue, slurm_queue
 from executorlib.standalone.cache_file import CacheFileError
 from executorlib.standalone.cache_outcome import remove
-from executorlib.standalone.cache_paths import array_directory, array_mark, remove_array
+from executorlib.standalone.cache_paths import CachePaths, array_directory, array_mark, remove_array
 from executorlib.standalone.cache_queue import JobNumber, as_number
 from executorlib.standalone.cache_trust import make_private_directory
 from executorlib.standalone.command import RUN_TIME_VARIABLE, get_command_path
@@ -95,6 +95,7 @@ class SlurmJobs(JobLauncher):
         self._drop_at: float | None = None
         self._changes: list[JobChange] = []
         self._array_size: int | None = None
+        self._restarted: dict[str, CachePaths] = {}  # jobs that were put back into the queue, and their tasks
         self._arrays: dict[str, int] = {}  # directories of arrays, and how many elements are not done with
 
     def fileno(self) -> int | None:
@@ -298,7 +299,7 @@ class SlurmJobs(JobLauncher):
             return
         if status.state in slurm_queue.WAITING:
             submitted.begun = False
-            if status.never_starts:
+            if status.never_starts and not (status.unsatisfied and self._waits_for_another_try(number, submitted)):
                 self._to_cancel.append(number)
                 self._ended(number, submitted, status, f"it can never start: {status.reason}")
         elif not status.ended:
@@ -315,12 +316,25 @@ class SlurmJobs(JobLauncher):
         ):
             submitted.restarts += 1
             submitted.begun = False
+            self._restarted[number] = submitted.job.paths
             self._queue.submitted()
             _LOG.info(
                 "job %s runs again after %s (%d of %d)", number, status.state, submitted.restarts, self._restart_limit
             )
         else:
             self._ended(number, submitted, status, status.explain())
+
+    def _waits_for_another_try(self, number: str, submitted: _Submitted) -> bool:
+        """Whether a job that another depends on is to run again, or has. Slurm may stay with what it said before."""
+        inputs = [str(each) for each in submitted.job.depends_on]
+        if any(each in self._jobs for each in inputs):
+            return True  # how it ends is not known yet
+        tried = [self._restarted[each] for each in inputs if each in self._restarted]
+        if not tried:
+            return False
+        if not all(os.path.exists(paths.output) for paths in tried):
+            return True  # its error is about to be told
+        return slurm_queue.forget_dependencies(number)
 
     def _check_time(self, number: str, submitted: _Submitted, status: JobStatus) -> None:
         """Slurm counts whole minutes; the limit of the task may be shorter."""

@@ -16,9 +16,10 @@ from executorlib.standalone import slurm_queue
 from executorlib.standalone.cache_outcome import read_outcome
 from executorlib.standalone.cache_paths import CachePaths, remove_array
 from executorlib.standalone.cache_trust import open_trusted
-from executorlib.standalone.errors import WorkerDiedError
+from executorlib.standalone.errors import QueueSilentError, WorkerDiedError
 from executorlib.standalone.hdf import dump
 from executorlib.standalone.resources import Resources
+from executorlib.task_scheduler.file import slurm_watch
 from executorlib.task_scheduler.file.batch_script import BatchSystem
 from executorlib.task_scheduler.file.launcher import Job
 from executorlib.task_scheduler.file.slurm_jobs import SlurmJobs
@@ -116,7 +117,7 @@ AWAY = "echo 'scancel: error: Kill job error on job id 1: Unable to contact slur
 
 @pytest.fixture
 def _soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("executorlib.task_scheduler.file.slurm_jobs._AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr("executorlib.task_scheduler.file.slurm_jobs.AGAIN_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("_soon_again")
@@ -228,3 +229,52 @@ def test_what_depends_on_a_job_that_fails_fails_too(
     with pytest.raises(WorkerDiedError, match=r"OUT_OF_MEMORY|DependencyNeverSatisfied"):
         second.result(timeout=10)
     eventually(lambda: slurm.calls("scancel") == ["--quiet 2"])
+
+
+# A program that comes back
+
+
+def test_the_controller_is_away_when_a_program_comes_back(
+    slurm: FakeSlurm,
+    make_fake: MakeFake,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    eventually: Eventually,
+) -> None:
+    """Its jobs may run: they are found when Slurm answers, and none is started a second time."""
+    monkeypatch.setattr("executorlib.task_scheduler.file.tasks._ASK_SECONDS", 0.1)
+    monkeypatch.setattr(slurm_watch, "AGAIN_SECONDS", 0.1)
+    leave_jobs(make_fake, eventually)
+    slurm.script("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    count = len(slurm.calls("squeue"))
+    exe = make_fake(wait=False)
+    futures = [exe.submit(abs, n) for n in range(3)]
+    eventually(lambda: len(slurm.calls("squeue")) > count + 3)
+    assert not any(future.done() for future in futures)
+    assert caplog.text.count("does not say which jobs run") == 1
+    slurm.script("squeue")
+    slurm.queue(*(f"{n}|RUNNING|0:10|p|None" for n in (1, 2, 3)))
+    eventually(lambda: [number(future) for future in futures] == [1, 2, 3])
+    assert len(slurm.calls("sbatch")) == 3
+
+
+def test_the_controller_stays_away_when_a_program_comes_back(
+    slurm: FakeSlurm, make_fake: MakeFake, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr("executorlib.task_scheduler.file.tasks._ASK_SECONDS", 0.1)
+    monkeypatch.setattr(slurm_watch, "_SILENT_SECONDS", 0.3)
+    leave_jobs(make_fake, eventually)
+    slurm.script("squeue", "exit 1")
+    exe = make_fake(wait=False)
+    futures = [exe.submit(abs, n) for n in range(3)]
+    for future in futures:
+        with pytest.raises(QueueSilentError, match="has not answered"):
+            future.result(timeout=10)
+    assert len(slurm.calls("sbatch")) == 3
+
+
+def leave_jobs(make_fake: MakeFake, eventually: Eventually) -> None:
+    exe = make_fake(wait=False)
+    futures = [exe.submit(abs, n) for n in range(3)]
+    eventually(lambda: all(map(number, futures)))
+    exe.shutdown(wait=False)

@@ -38,14 +38,12 @@ from executorlib.task_scheduler.file.launcher import (
     end_of_log,
     remove_if_empty,
 )
-from executorlib.task_scheduler.file.slurm_watch import SlurmQueue
+from executorlib.task_scheduler.file.slurm_watch import AGAIN_SECONDS, SlurmQueue
 
 _LOG = logging.getLogger("executorlib")
 _RESTARTED = frozenset({"TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
 # Elements whose tasks others have done are taken from the queue together.
 _DROP_SECONDS = 2.0
-# When the controller is away it is asked again after such a time.
-_AGAIN_SECONDS = 5.0
 # A command line has a limit.
 _CANCELLED_TOGETHER = 500
 # An array may have so many elements by default (MaxArraySize less one); how many here is asked once.
@@ -367,10 +365,10 @@ class SlurmJobs(JobLauncher):
     def _cancel_now(self, *, last: bool = False) -> None:
         if self._drop_at is not None and (last or self._drop_at <= time.monotonic()):
             self._to_drop = self._not_cancelled(self._to_drop, "--state=PENDING")
-            self._drop_at = time.monotonic() + _AGAIN_SECONDS if self._to_drop else None
+            self._drop_at = time.monotonic() + AGAIN_SECONDS if self._to_drop else None
         if self._to_cancel and (last or self._cancel_at <= time.monotonic()):
             self._to_cancel = self._not_cancelled(self._to_cancel)
-            self._cancel_at = time.monotonic() + _AGAIN_SECONDS if self._to_cancel else 0.0
+            self._cancel_at = time.monotonic() + AGAIN_SECONDS if self._to_cancel else 0.0
 
     def _not_cancelled(self, numbers: list[str], *options: str) -> list[str]:
         """Cancel jobs; returns those for which that is to be tried again."""

@@ -11,7 +11,9 @@ import time
 from collections.abc import Container, Iterable
 
 from executorlib.standalone import slurm_queue
+from executorlib.standalone.errors import QueueSilentError
 from executorlib.standalone.slurm_queue import JobStatus
+from executorlib.task_scheduler.file.launcher import NotNowError
 
 _LOG = logging.getLogger("executorlib")
 FIRST_PAUSE = 5.0
@@ -23,6 +25,9 @@ _UNSEEN_SECONDS = 20.0
 _SOON_SECONDS = 0.5
 # What was asked so long ago is still news to who begins.
 _FRESH_SECONDS = 2.0
+AGAIN_SECONDS = 5.0
+"""Seconds after which a controller that is away is asked again."""
+_SILENT_SECONDS = 300.0
 
 
 class SlurmQueue:
@@ -41,6 +46,9 @@ class SlurmQueue:
         self._answer: dict[str, JobStatus] | None = None
         self._last: dict[str, JobStatus] = {}
         self._known_at = float("-inf")
+        self._silent_at = float("-inf")  # when it has last not answered somebody who waited for it
+        self._silence: float | None = None  # since when that has been so
+        self._said = ""
         self._missing: dict[str, float] = {}
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
@@ -66,13 +74,31 @@ class SlurmQueue:
         """The jobs as they are now, or were a moment ago; waits for the answer.
 
         Raises:
-            OSError, subprocess.SubprocessError: there is none
+            NotNowError: there is none, or was none a moment ago
+            QueueSilentError: there has been none for minutes
         """
-        if time.monotonic() - self._known_at > _FRESH_SECONDS:
+        if time.monotonic() - self._known_at <= _FRESH_SECONDS:
+            return self._last
+        if time.monotonic() - self._silent_at > AGAIN_SECONDS:
             self.questions += 1
-            self._last = slurm_queue.query()
-            self._known_at = time.monotonic()
-        return self._last
+            try:
+                self._last = slurm_queue.query()
+            except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
+                self._silent_at = time.monotonic()
+                if self._silence is None:
+                    _LOG.warning("Slurm does not say which jobs run, it is asked again: %s", error)
+                    self._silence = self._silent_at
+                self._said = str(error)
+            else:
+                self._known_at = time.monotonic()
+                self._silence = None
+                return self._last
+        if self._silence is not None and time.monotonic() - self._silence > _SILENT_SECONDS:
+            raise QueueSilentError(
+                f"Slurm has not answered for minutes, and a job of this call may run: {self._said}. Submit it again "
+                "when squeue answers"
+            )
+        raise NotNowError
 
     def news(self, jobs: Iterable[str]) -> dict[str, JobStatus]:
         """Ask if it is time for it; the states of these jobs, if an answer has come.

@@ -28,7 +28,7 @@ from executorlib.standalone.errors import TaskRemovedError, WorkerDiedError
 from executorlib.standalone.select import will_end
 from executorlib.standalone.serialize import dumps
 from executorlib.task_scheduler.callbacks import user_code
-from executorlib.task_scheduler.file.launcher import Job, JobChange, JobLauncher, JobState, LeftJob
+from executorlib.task_scheduler.file.launcher import Job, JobChange, JobLauncher, JobState, LeftJob, NotNowError
 from executorlib.task_scheduler.file.observed import ObservedJobs
 from executorlib.task_scheduler.file.task import Call, FileFuture, FileTask, OpenCall, task_future
 from executorlib.task_scheduler.file.watch import OutputWatch
@@ -36,6 +36,8 @@ from executorlib.task_scheduler.observer import Observer
 from executorlib.task_scheduler.tally import Tally
 
 _LOG = logging.getLogger("executorlib")
+# The pause between two attempts to find the jobs of tasks.
+_ASK_SECONDS = 5.0
 
 
 class Owner(Protocol):
@@ -63,6 +65,8 @@ class FileTasks:
         self._tasks: dict[str, FileTask] = {}  # by output file
         self._open: dict[int, FileTask] = {}  # whose calls have no name yet
         self._jobs: dict[JobNumber, FileTask] = {}
+        self._unasked: dict[int, FileTask] = {}  # which may have a job, while the queue cannot be asked
+        self._ask_at = 0.0
         self._gathered: list[FileTask] | None = None  # while tasks are admitted that were submitted together
         self._late: list[FileTask] = []  # whose job has ended, and whose output may come into sight
         self._ended = self._failed = self._dropped = 0
@@ -75,7 +79,9 @@ class FileTasks:
     @property
     def due(self) -> float | None:
         """When `look` wants to be called next (monotonic clock)."""
-        return self._watch.due
+        if not self._unasked:
+            return self._watch.due
+        return self._ask_at if self._watch.due is None else min(self._ask_at, self._watch.due)
 
     def tally(self) -> Tally:
         """How far the run is. May be read from any thread: a number may be that of a moment before."""
@@ -107,10 +113,13 @@ class FileTasks:
 
     def admit_together(self, tasks: Sequence[FileTask]) -> None:
         """Admit tasks, and submit together the jobs of those that need one now."""
+        self._gather(self.admit, tasks)
+
+    def _gather(self, work: Callable[[FileTask], None], tasks: Sequence[FileTask]) -> None:
         self._gathered = []
         try:
             for task in tasks:
-                self.admit(task)
+                work(task)
         finally:
             gathered, self._gathered = self._gathered, None
         gathered = [task for task in gathered if task.futures]
@@ -134,6 +143,13 @@ class FileTasks:
             self._join(known, task)
             return
         self._tasks[paths.output] = task
+        self._find_job(task)
+
+    def _find_job(self, task: FileTask) -> None:
+        """See whether another program has started a job for a new task; start one otherwise."""
+        paths = task.files
+        if self._tasks.get(paths.output) is not task:  # it has ended while the queue could not be asked
+            return
         try:
             self._prepare(paths.directory)
             if self._settle(task, fresh=True):
@@ -143,6 +159,10 @@ class FileTasks:
                 content = {name: [data] for name, data in task.call.datasets.items()}
                 # What a power failure takes is submitted again.
                 cache_file.write(paths.input, content, flush=False)
+        except NotNowError:
+            self._unasked[task.number] = task
+            self._ask_at = time.monotonic() + _ASK_SECONDS
+            return
         except Exception as error:
             self.fail(task, error)
             return
@@ -191,7 +211,7 @@ class FileTasks:
             return
         elif task.number in self._open:
             self._close_call(task)
-        elif task.job is None:
+        elif task.job is None and task.number not in self._unasked:
             self._submit(task, ())
 
     def _close_call(self, task: FileTask) -> None:
@@ -294,6 +314,9 @@ class FileTasks:
 
     def look(self) -> None:
         """Look which outputs have come into sight, if it is time to."""
+        if self._unasked and self._ask_at <= time.monotonic():
+            again, self._unasked = self._unasked, {}
+            self._gather(self._find_job, list(again.values()))
         if self._watch.due is None or self._watch.due > time.monotonic():
             return
         seen = self._watch.look()
@@ -407,6 +430,7 @@ class FileTasks:
     def _drop(self, task: FileTask) -> list[FileFuture]:
         """Take a task out of the books; returns its futures."""
         self._open.pop(task.number, None)
+        self._unasked.pop(task.number, None)
         if task.paths is not None and self._tasks.get(task.paths.output) is task:
             del self._tasks[task.paths.output]
             self._watch.discard(task.paths)

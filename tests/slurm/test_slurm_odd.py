@@ -278,3 +278,40 @@ def leave_jobs(make_fake: MakeFake, eventually: Eventually) -> None:
     futures = [exe.submit(abs, n) for n in range(3)]
     eventually(lambda: all(map(number, futures)))
     exe.shutdown(wait=False)
+
+
+# What the queue says
+
+
+def test_the_accounting_says_for_ever_that_a_job_runs(
+    slurm: FakeSlurm, make_fake: MakeFake, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """A job that was lost with its node may stay there as a runaway. For a while it is believed."""
+    monkeypatch.setattr(slurm_watch, "_UNSEEN_SECONDS", 0.1)
+    monkeypatch.setattr(slurm_watch, "_RUNAWAY_SECONDS", 1.0)
+    slurm.script("sacct", "echo '1|RUNNING'")
+    future = make_fake().submit(abs, -1)
+    eventually(lambda: len(slurm.calls("sacct")) >= 2)
+    assert not future.done()
+    with pytest.raises(WorkerDiedError, match="Slurm knows it no more"):
+        future.result(timeout=10)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "SPECIAL_EXIT|0:00|p|None",
+        "REQUEUE_HOLD|0:00|p|launch_failed_requeued_held",
+        "PENDING|0:00|p|JobHeldAdmin",
+        "PENDING|0:00|p|JobHoldMaxRequeue",
+        "PENDING|0:00|p|InvalidAccount",
+    ],
+)
+def test_a_job_that_is_held_is_said_once(
+    slurm: FakeSlurm, make_fake: MakeFake, caplog: pytest.LogCaptureFixture, eventually: Eventually, row: str
+) -> None:
+    slurm.queue(f"1|{row}")
+    future = make_fake().submit(abs, -1)
+    eventually(lambda: len(slurm.calls("squeue")) >= 4)
+    assert not future.done()
+    assert caplog.text.count("job 1 of abs is held") == 1

@@ -22,6 +22,12 @@ _NEVER = frozenset({"DependencyNeverSatisfied", "BadConstraints"})
 # These are said of the partition that was looked at last: a job that names several may start in another.
 _NEVER_IN_PARTITION = frozenset({"PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit"})
 
+# Somebody has to release such a job, or to put right what it was submitted with.
+_HELD_STATES = frozenset({"SPECIAL_EXIT", "REQUEUE_HOLD"})
+_HELD = frozenset(
+    {"JobHeldAdmin", "JobHeldUser", "JobHoldMaxRequeue", "InvalidAccount", "InvalidQOS", "launch_failed_requeued_held"}
+)
+
 # What scancel says of jobs that have ended.
 _ENDED_ALREADY = ("Invalid job id", "already completing or completed")
 
@@ -55,6 +61,11 @@ class JobStatus(NamedTuple):
     @property
     def ended(self) -> bool:
         return self.state not in WAITING and self.state not in RUNNING
+
+    @property
+    def held(self) -> bool:
+        """Whether it waits until somebody does something about it."""
+        return self.state in _HELD_STATES or (self.state in WAITING and self.reason in _HELD)
 
     @property
     def unsatisfied(self) -> bool:

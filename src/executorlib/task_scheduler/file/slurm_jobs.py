@@ -93,6 +93,7 @@ class SlurmJobs(JobLauncher):
         self._drop_at: float | None = None
         self._changes: list[JobChange] = []
         self._array_size: int | None = None
+        self._held: set[str] = set()  # of which that has been said
         self._restarted: dict[str, CachePaths] = {}  # jobs that were put back into the queue, and their tasks
         self._arrays: dict[str, int] = {}  # directories of arrays, and how many elements are not done with
 
@@ -297,6 +298,8 @@ class SlurmJobs(JobLauncher):
             return
         if status.state in slurm_queue.WAITING:
             submitted.begun = False
+            if status.held:
+                self._warn_of_held(number, submitted, status)
             if status.never_starts and not (status.unsatisfied and self._waits_for_another_try(number, submitted)):
                 self._to_cancel.append(number)
                 self._ended(number, submitted, status, f"it can never start: {status.reason}")
@@ -321,6 +324,13 @@ class SlurmJobs(JobLauncher):
             )
         else:
             self._ended(number, submitted, status, status.explain())
+
+    def _warn_of_held(self, number: str, submitted: _Submitted, status: JobStatus) -> None:
+        """Say once of a job, or of an array, that it waits for somebody."""
+        master = number.partition("_")[0]
+        if master not in self._held:
+            self._held.add(master)
+            _LOG.warning("job %s of %s is held: %s", number, submitted.job.name, status.explain())
 
     def _waits_for_another_try(self, number: str, submitted: _Submitted) -> bool:
         """Whether a job that another depends on is to run again, or has. Slurm may stay with what it said before."""

@@ -22,6 +22,7 @@ _LONGEST_PAUSE = 60.0
 _GROWTH = 1.3
 # The controller may take so long to list a job that it has just accepted, and to forget one that has ended.
 _UNSEEN_SECONDS = 20.0
+_RUNAWAY_SECONDS = 300.0
 _SOON_SECONDS = 0.5
 # What was asked so long ago is still news to who begins.
 _FRESH_SECONDS = 2.0
@@ -128,8 +129,13 @@ class SlurmQueue:
         self._last, self._known_at = answer, now
         found = {job: answer[job] for job in wanted if job in answer}
         gone = self._gone(wanted, answer, now)
-        ended = slurm_queue.query_ended(gone)
-        found.update({job: ended.get(job, JobStatus("UNKNOWN", 0.0, "Slurm knows it no more")) for job in gone})
+        known = slurm_queue.query_ended(gone)
+        for job in gone:
+            status = known.get(job)
+            # The accounting may miss the end of a job, and say for ever that it runs.
+            if status is None or (not status.ended and now - self._missing[job] >= _RUNAWAY_SECONDS):
+                status = JobStatus("UNKNOWN", 0.0, "Slurm knows it no more")
+            found[job] = status
         return found
 
     def close(self) -> None:

@@ -292,6 +292,18 @@ def test_nobody_takes_a_task_that_is_taken(cache: Path, monkeypatch: pytest.Monk
     assert os.listdir(cache) == []
 
 
+def test_an_interruption_from_outside_is_no_outcome(make_cluster: Make, tmp_path: Path, eventually: Eventually) -> None:
+    """As Slurm's ``--signal=INT@60`` before the time limit; the call runs when it is submitted again."""
+    begun = tmp_path / "begun"
+    with make_cluster() as exe:
+        future = exe.submit(file_tasks.die_once, str(begun), resource_dict=KEY)
+        eventually(lambda: begun.exists() and begun.read_text())
+        os.kill(int(begun.read_text()), signal.SIGINT)
+        with pytest.raises(WorkerDiedError, match=r"exit code 130|Interruption"):
+            future.result(timeout=20)
+        assert exe.submit(file_tasks.die_once, str(begun), resource_dict=KEY).result(timeout=20) == "second"
+
+
 def test_a_key_with_a_slash_is_one_task_for_all(make_cluster: Make, tmp_path: Path, eventually: Eventually) -> None:
     """Its process is known to a second executor by the note that it has made itself."""
     begun, until = tmp_path / "begun", tmp_path / "until"

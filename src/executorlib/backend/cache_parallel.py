@@ -16,7 +16,7 @@ if __name__ == "__main__":
 import time
 from typing import Any
 
-from executorlib.backend.cache_call import FileCall, Outcome, combine, end, failure, report, set_up
+from executorlib.backend.cache_call import FileCall, Interruption, Outcome, combine, end, report, set_up
 from executorlib.backend.ranks import start_mpi
 from executorlib.backend.worker import finish
 from executorlib.standalone.cache_claim import TAKEN_EXIT_CODE, take
@@ -39,13 +39,14 @@ def main(argv: list[str]) -> int:
         call = FileCall(paths, read_call(paths))
         set_up(call.content)
         problem = _wrong_size(call.content, comm.size)
-        outcome = call.run() if problem is None else failure(problem, 0.0)
-        _write_together(comm, call, outcome)
+        if problem is not None:  # no fault of the function, and cured before the call is submitted again
+            return report(problem, paths)
+        _write_together(comm, call, call.run())
         finish()
-    except Exception as error:
-        report(error, paths)
+    except (Exception, Interruption) as error:
+        code = report(error, paths)
         sys.stderr.flush()
-        comm.Abort(1)
+        comm.Abort(code)
     finally:
         if comm.rank == 0:
             end(paths)

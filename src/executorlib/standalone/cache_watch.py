@@ -12,6 +12,7 @@ from typing import Any
 from executorlib.standalone import cache_claim
 from executorlib.standalone.cache_file import CacheFileError
 from executorlib.standalone.cache_paths import ABSENT_SECONDS, CachePaths
+from executorlib.standalone.callbacks import user_code
 from executorlib.standalone.errors import TaskLostError, TaskRemovedError
 
 _FIRST_PAUSE = 0.01
@@ -60,14 +61,22 @@ class _Watched:
             ended, succeeded, value = get_output(self.paths.output)
         except FileNotFoundError:
             return False
-        except CacheFileError as error:
+        except (CacheFileError, MemoryError) as error:
             ended, succeeded, value = True, False, error
-        if ended and self.future.set_running_or_notify_cancel():
-            if succeeded:
+        except OSError:  # the file server has lost it for a moment
+            return False
+        if ended:
+            self._end(succeeded, value)
+        return ended
+
+    def _end(self, succeeded: bool, value: Any) -> None:
+        with user_code():
+            if not self.future.set_running_or_notify_cancel():
+                pass
+            elif succeeded:
                 self.future.set_result(value)
             else:
                 self.future.set_exception(value)
-        return ended
 
     def look(self) -> bool:
         """As `try_to_end`, and end the future of a task whose files are gone, or whose process is."""
@@ -86,8 +95,7 @@ class _Watched:
             )
         else:
             return False
-        if self.future.set_running_or_notify_cancel():
-            self.future.set_exception(error)
+        self._end(False, error)
         return True
 
     def _is_absent(self) -> bool:

@@ -24,10 +24,10 @@ from executorlib.standalone.cache_outcome import (
 from executorlib.standalone.cache_paths import remember_alias
 from executorlib.standalone.cache_queue import JobNumber
 from executorlib.standalone.cache_trust import make_private_directory
+from executorlib.standalone.callbacks import user_code
 from executorlib.standalone.errors import TaskRemovedError, WorkerDiedError
 from executorlib.standalone.select import will_end
 from executorlib.standalone.serialize import dumps
-from executorlib.task_scheduler.callbacks import user_code
 from executorlib.task_scheduler.file.launcher import Job, JobChange, JobLauncher, JobState, LeftJob, NotNowError
 from executorlib.task_scheduler.file.observed import ObservedJobs
 from executorlib.task_scheduler.file.task import Call, FileFuture, FileTask, OpenCall, task_future

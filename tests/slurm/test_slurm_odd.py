@@ -19,6 +19,7 @@ from executorlib.standalone.cache_trust import open_trusted
 from executorlib.standalone.errors import QueueSilentError, WorkerDiedError
 from executorlib.standalone.hdf import dump
 from executorlib.standalone.resources import Resources
+from executorlib.standalone.slurm_queue import JobStatus
 from executorlib.task_scheduler.file import slurm_watch
 from executorlib.task_scheduler.file.batch_script import BatchSystem
 from executorlib.task_scheduler.file.launcher import Job
@@ -315,3 +316,20 @@ def test_a_job_that_is_held_is_said_once(
     eventually(lambda: len(slurm.calls("squeue")) >= 4)
     assert not future.done()
     assert caplog.text.count("job 1 of abs is held") == 1
+
+
+def test_the_name_of_a_cluster_is_no_job() -> None:
+    rows = "CLUSTER: main\n5|RUNNING|0:10|p|None\n\nCLUSTER: other\n"
+    assert slurm_queue.parse(rows) == {"5": JobStatus("RUNNING", 10.0, "None", "p")}
+
+
+def test_options_in_the_environment_change_nothing(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("SQUEUE_STATES", "SACCT_FORMAT", "SCANCEL_STATE", "SLURM_CLUSTERS"):
+        monkeypatch.setenv(variable, "odd")
+    for command in ("squeue", "sacct", "scancel"):
+        slurm.script(command, f"env > {command}.environment")
+    slurm_queue.query()
+    slurm_queue.query_ended(["1"])
+    slurm_queue.cancel(["1"])
+    for command in ("squeue", "sacct", "scancel"):
+        assert "=odd" not in (slurm.folder / f"{command}.environment").read_text()

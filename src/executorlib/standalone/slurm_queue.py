@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 _QUERY_SECONDS = 60.0
+_OPTIONS = ("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_CLUSTERS")
 _FORMAT = "%i|%T|%M|%P|%r"
 _TIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
 
@@ -99,6 +100,8 @@ def parse(text: str) -> dict[str, JobStatus]:
     """What squeue prints in our format."""
     found = {}
     for line in text.splitlines():
+        if line.count("|") < 4:  # where there are several clusters it names each
+            continue
         job, state, used, partitions, reason = line.strip().split("|", 4)
         found[job] = JobStatus(state, _seconds(used), reason, partitions)
     return found
@@ -126,7 +129,13 @@ def query_ended(jobs: Sequence[str]) -> dict[str, JobStatus]:
     ]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=_QUERY_SECONDS, stdin=subprocess.DEVNULL
+            command,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=_QUERY_SECONDS,
         )
     except (OSError, subprocess.SubprocessError):
         return {}
@@ -148,6 +157,7 @@ def cancel(jobs: Sequence[str], *options: str) -> None:
     try:
         done = subprocess.run(
             ["scancel", "--quiet", *options, *jobs],
+            env=_environment(),
             capture_output=True,
             text=True,
             check=False,
@@ -191,6 +201,22 @@ def largest_array() -> int | None:
 
 def _run(command: list[str]) -> str:
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=_QUERY_SECONDS
+        command,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=_QUERY_SECONDS,
     )
     return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """That of the program, without its options for these commands, which would change what they say or do.
+
+    They are about the cluster that sbatch submits to, which in `batch_script` sees no variable ``SLURM_CLUSTERS``.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OPTIONS)}
+    clusters = kept.get("SBATCH_CLUSTERS")
+    return kept if clusters is None else {**kept, "SLURM_CLUSTERS": clusters}

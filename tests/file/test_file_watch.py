@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -170,6 +171,52 @@ def test_a_launcher_that_cannot_cancel(tmp_path: Path, eventually: Eventually) -
     cluster.queue.cancel = None  # type: ignore[assignment, method-assign]
     cluster.scheduler.shutdown(wait=False, cancel_futures=True)
     eventually(lambda: first.cancelled() and second.cancelled())
+
+
+def test_what_is_cancelled_before_its_turn_is_not_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """To submit a thousand jobs takes minutes, and Ctrl-C does not wait for that."""
+    begun, go_on = threading.Event(), threading.Event()
+    cluster = Cluster(tmp_path)
+    submit = cluster.queue.submit
+
+    def slow(job: Job) -> int:
+        begun.set()
+        assert go_on.wait(10)
+        return submit(job)
+
+    monkeypatch.setattr(cluster.queue, "submit", slow)
+    futures = [cluster.scheduler.submit(file_tasks.add, n) for n in range(20)]
+    assert begun.wait(10)
+    cluster.scheduler.shutdown(wait=False, cancel_futures=True)
+    go_on.set()
+    eventually(lambda: all(future.cancelled() for future in futures))
+    assert len(cluster.queue.jobs) == 1
+    assert cluster.queue.cancelled == [100]
+
+
+@pytest.mark.usefixtures("_job_in_this_process")
+def test_results_are_seen_while_others_are_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("executorlib.task_scheduler.file.dispatcher._LOOK_SECONDS", 0.0)
+    cluster = Cluster(tmp_path, refresh_rate=0.001)
+    submit, seen = cluster.queue.submit, threading.Event()
+    waited: list[bool] = []
+
+    def slow(job: Job) -> int:
+        if job.paths.stem == "second":
+            cluster.run("first")
+            time.sleep(0.1)  # the next look is due
+        if job.paths.stem == "third":
+            waited.append(seen.wait(10))
+        return submit(job)
+
+    monkeypatch.setattr(cluster.queue, "submit", slow)
+    futures = [cluster.scheduler.submit(file_tasks.add, 1, resource_dict=key(k)) for k in ("first", "second", "third")]
+    futures[0].add_done_callback(lambda _: seen.set())
+    assert futures[0].result(timeout=20) == 1
+    cluster.scheduler.shutdown(wait=False, cancel_futures=True)
+    assert waited in ([], [True])
 
 
 def test_a_job_that_is_refused(tmp_path: Path) -> None:

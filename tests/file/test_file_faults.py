@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -19,11 +20,12 @@ from file_fixtures import MakeCluster as Make
 
 from conftest import Eventually
 from executorlib import get_cache_data
-from executorlib.standalone import cache_claim, cache_file
+from executorlib.standalone import cache_claim, cache_file, cache_queue
 from executorlib.standalone.cache_file import CacheFileError
 from executorlib.standalone.cache_paths import CachePaths
+from executorlib.standalone.command import get_command_path
 from executorlib.standalone.errors import ExecutorlibSocketError, RemoteError, TaskRemovedError, WorkerDiedError
-from executorlib.standalone.hdf import dump
+from executorlib.standalone.hdf import dump, get_output
 from executorlib.standalone.processes import process_space
 from executorlib.task_scheduler.file.launcher import Job
 from executorlib.task_scheduler.file.local_jobs import LocalJobs
@@ -342,6 +344,22 @@ def test_a_task_that_others_have_is_not_tried_without_a_pause(
         assert len(started) < 10
         cache_claim.release(paths)
         assert future.result(timeout=20) == 1
+
+
+def test_a_batch_job_waits_for_the_process_that_has_its_task(cache: Path) -> None:
+    """Its end without a result would be taken for the death of the call, which runs elsewhere."""
+    paths = CachePaths.of(cache, "key")
+    dump(paths.input, {"fn": file_tasks.add, "args": [1], "kwargs": {}})
+    cache_queue.note(paths, 17)
+    assert cache_claim.take(paths)
+    with subprocess.Popen([sys.executable, get_command_path("cache_serial.py"), paths.input]) as job:
+        with pytest.raises(subprocess.TimeoutExpired):
+            job.wait(2)
+        dump(paths.output, {"output": 5})
+        os.unlink(paths.input)
+        cache_claim.release(paths)
+        assert job.wait(20) == 0
+    assert get_output(paths.output) == (True, True, 5)
 
 
 # Pickling

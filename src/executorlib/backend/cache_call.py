@@ -32,6 +32,7 @@ _HIDE_FROM_TRACEBACK = True
 # A network file system may take so long to show a file that another machine has written.
 _INPUT_SECONDS = 60.0
 _FLUSHED_FROM_SECONDS = 0.01
+_TURN_SECONDS = 0.5
 _FAILED_EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 _INTERRUPTED_EXIT_CODE = 130  # that of a shell for SIGINT
 
@@ -141,7 +142,7 @@ def _interrupt(signum: int, frame: object) -> None:
 
 def work(paths: CachePaths) -> int:
     """Run a task that this process alone has to do with; returns the exit code."""
-    if not take(paths):
+    if not take_in_turn(paths):
         return TAKEN_EXIT_CODE
     try:
         call = _load(paths)
@@ -156,6 +157,15 @@ def work(paths: CachePaths) -> int:
     finally:
         end(paths)
     return 0
+
+
+def take_in_turn(paths: CachePaths) -> bool:
+    """Take a task, as `cache_claim.take` does. A batch job waits for whoever has it: it cannot be taken for failed."""
+    while not take(paths):
+        if cache_queue.number_of(paths) is None:
+            return False
+        time.sleep(_TURN_SECONDS)
+    return True
 
 
 def _load(paths: CachePaths) -> FileCall | None:

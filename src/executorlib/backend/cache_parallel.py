@@ -16,10 +16,10 @@ if __name__ == "__main__":
 import time
 from typing import Any
 
-from executorlib.backend.cache_call import FileCall, Interruption, Outcome, combine, end, report, set_up
+from executorlib.backend.cache_call import FileCall, Interruption, Outcome, combine, end, report, set_up, take_in_turn
 from executorlib.backend.ranks import start_mpi
 from executorlib.backend.worker import finish
-from executorlib.standalone.cache_claim import TAKEN_EXIT_CODE, take
+from executorlib.standalone.cache_claim import TAKEN_EXIT_CODE
 from executorlib.standalone.cache_outcome import is_ended, read_call
 from executorlib.standalone.cache_paths import CachePaths
 
@@ -64,7 +64,7 @@ def _task_of(argv: list[str]) -> CachePaths:
 
 
 def _begin(paths: CachePaths) -> int | None:
-    if not take(paths):
+    if not take_in_turn(paths):
         return TAKEN_EXIT_CODE
     if is_ended(paths.output):
         end(paths)

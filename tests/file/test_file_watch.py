@@ -127,6 +127,28 @@ def test_jobs_are_submitted_with_what_they_depend_on(tmp_path: Path, eventually:
 
 
 @pytest.mark.usefixtures("_job_in_this_process")
+def test_the_queue_is_not_given_thousands_of_dependencies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """A job with so many inputs is submitted when they have ended."""
+    monkeypatch.setattr("executorlib.task_scheduler.file.tasks._MOST_DEPENDENCIES", 2)
+    cluster = Cluster(tmp_path)
+    inputs = [cluster.scheduler.submit(file_tasks.add, n, resource_dict=key(f"in{n}")) for n in range(3)]
+    few = cluster.scheduler.submit(file_tasks.total, inputs[:2], resource_dict=key("few"))
+    many = cluster.scheduler.submit(file_tasks.total, inputs, resource_dict=key("many"))
+    then = cluster.scheduler.submit(file_tasks.add, few, resource_dict=key("then"))
+    eventually(lambda: len(cluster.queue.jobs) == 5)
+    assert [job.paths.stem for job in cluster.queue.jobs.values()] == ["in0", "in1", "in2", "few", "then"]
+    for name in ("in0", "in1", "in2", "few", "then"):
+        cluster.run(name)
+    eventually(lambda: len(cluster.queue.jobs) == 6)
+    assert cluster.queue.jobs[105].depends_on == ()
+    cluster.run("many")
+    assert (many.result(timeout=10), then.result(timeout=10)) == (3, 1)
+    cluster.scheduler.shutdown()
+
+
+@pytest.mark.usefixtures("_job_in_this_process")
 def test_the_output_may_come_into_sight_after_the_end_of_the_job(tmp_path: Path, eventually: Eventually) -> None:
     cluster = Cluster(tmp_path)
     future = cluster.scheduler.submit(file_tasks.add, 1, resource_dict=key("one"))

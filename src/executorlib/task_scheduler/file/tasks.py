@@ -38,6 +38,8 @@ from executorlib.task_scheduler.tally import Tally
 _LOG = logging.getLogger("executorlib")
 # The pause between two attempts to find the jobs of tasks.
 _ASK_SECONDS = 5.0
+# They go on a command line, and a queueing system looks at all of them again and again.
+_MOST_DEPENDENCIES = 500
 
 
 class Owner(Protocol):
@@ -79,9 +81,8 @@ class FileTasks:
     @property
     def due(self) -> float | None:
         """When `look` wants to be called next (monotonic clock)."""
-        if not self._unasked:
-            return self._watch.due
-        return self._ask_at if self._watch.due is None else min(self._ask_at, self._watch.due)
+        moments = (self._watch.due, self._ask_at if self._unasked else None)
+        return min((moment for moment in moments if moment is not None), default=None)
 
     def tally(self) -> Tally:
         """How far the run is. May be read from any thread: a number may be that of a moment before."""
@@ -122,8 +123,7 @@ class FileTasks:
                 work(task)
         finally:
             gathered, self._gathered = self._gathered, None
-        gathered = [task for task in gathered if task.futures]
-        if gathered:
+        if gathered := [task for task in gathered if task.futures]:
             numbers: Sequence[JobNumber | Exception]
             try:
                 numbers = self._launcher.submit_together([self._job(task) for task in gathered])
@@ -253,7 +253,8 @@ class FileTasks:
             if known is None or known.job is None:
                 return
             jobs.append(known.job)
-        self._submit(task, tuple(jobs))
+        if len(jobs) <= _MOST_DEPENDENCIES:
+            self._submit(task, tuple(jobs))
 
     def _submit(self, task: FileTask, depends_on: tuple[JobNumber, ...]) -> None:
         if self._gathered is not None and not depends_on:
@@ -379,9 +380,8 @@ class FileTasks:
         self.fail(task, WorkerDiedError(f"The job of the task {name} has ended without a result: {task.cause}"))
 
     def _gone(self, task: FileTask) -> None:
-        paths = task.files
-        error = TaskRemovedError(f"task {paths.stem} has been removed from {paths.directory} before it ended")
-        self.fail(task, error)
+        text = f"task {task.files.stem} has been removed from {task.files.directory} before it ended"
+        self.fail(task, TaskRemovedError(text))
 
     def _lost(self, task: FileTask) -> None:
         """Nobody knows what has become of a task; its job may have run for hours, and goes on."""

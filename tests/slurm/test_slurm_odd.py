@@ -16,7 +16,7 @@ from executorlib.standalone import slurm_queue
 from executorlib.standalone.cache_outcome import read_outcome
 from executorlib.standalone.cache_paths import CachePaths, remove_array
 from executorlib.standalone.cache_trust import open_trusted
-from executorlib.standalone.errors import QueueSilentError, WorkerDiedError
+from executorlib.standalone.errors import QueueSilentError, SubmissionError, WorkerDiedError
 from executorlib.standalone.hdf import dump
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.slurm_queue import JobStatus
@@ -333,3 +333,34 @@ def test_options_in_the_environment_change_nothing(slurm: FakeSlurm, monkeypatch
     slurm_queue.cancel(["1"])
     for command in ("squeue", "sacct", "scancel"):
         assert "=odd" not in (slurm.folder / f"{command}.environment").read_text()
+
+
+# Submitting
+
+TIMED_OUT = """
+echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2
+"""
+
+
+def test_a_job_that_was_taken_without_an_answer_is_found(
+    slurm: FakeSlurm, make_fake: MakeFake, tmp_path: Path, eventually: Eventually
+) -> None:
+    """The controller was too busy to answer sbatch; another job would run the call a second time."""
+    for n, stem in ((5, "other"), (6, "one"), (7, "two")):
+        with open(slurm.folder / "scripts", "a") as file:
+            file.write(f"{n}|{tmp_path / 'cache' / stem / 'run_queue.sh'}\n")
+    slurm.script("squeue", 'case "$*" in *%o*) cat scripts;; *) cat queue 2>/dev/null;; esac; true')
+    slurm.script("sbatch", TIMED_OUT + "exit 1")
+    future = make_fake().submit(abs, -1, resource_dict=key("one"))
+    eventually(lambda: number(future) == 6)
+    assert len(slurm.calls("sbatch")) == 1
+
+
+def test_a_job_that_was_not_taken(slurm: FakeSlurm, make_fake: MakeFake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("executorlib.task_scheduler.file.batch_script._ATTEMPT_SECONDS", 0.01)
+    slurm.script("sbatch", TIMED_OUT + "exit 1")
+    with pytest.raises(SubmissionError, match=r"does not say whether it takes the job: .*Socket timed out"):
+        make_fake().submit(abs, -1).result(timeout=10)
+    slurm.script("sbatch", "echo 'sbatch: error: invalid partition' >&2; exit 1")
+    with pytest.raises(SubmissionError, match=r"refuses the job: .*invalid partition"):
+        make_fake().submit(abs, -1).result(timeout=10)

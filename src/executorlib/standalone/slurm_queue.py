@@ -96,6 +96,18 @@ def query() -> dict[str, JobStatus]:
     return parse(_run(command))
 
 
+def number_of_script(path: str, after: int) -> int | None:
+    """The last job of this user that waits or runs with this script, of those with numbers after this one.
+
+    Raises:
+        OSError, subprocess.SubprocessError: the controller does not answer
+    """
+    command = ["squeue", "--noheader", f"--user={os.getuid()}", "--states=PENDING,CONFIGURING,RUNNING"]
+    rows = [line.strip().split("|", 1) for line in _run([*command, "--format=%F|%o"]).splitlines()]
+    found = [int(row[0]) for row in rows if row[-1] == path and row[0].isdigit()]
+    return max((number for number in found if number > after), default=None)
+
+
 def parse(text: str) -> dict[str, JobStatus]:
     """What squeue prints in our format."""
     found = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ import pytest
 from conftest import Eventually
 from executorlib.api import TestClusterExecutor
 from executorlib.cli import main
+from executorlib.standalone import cache_queue
+from executorlib.standalone.cache_paths import CachePaths
 from executorlib.standalone.hdf import dump, get_cache_data
 
 Run = Callable[..., Any]
@@ -166,6 +169,23 @@ def test_clean_removes_what_is_of_no_use(run: Run, cache: str) -> None:
     assert run("clean", cache, "--done") == ["fine"]
 
 
+def test_clean_leaves_what_may_be_whole(
+    run: Run, cache: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Results of executorlib 1.11 where h5py is missing, and files of others."""
+    h5py, numpy = pytest.importorskip("h5py"), pytest.importorskip("numpy")
+    with h5py.File(os.path.join(cache, "old_o.h5"), "w") as file:
+        file.create_dataset("output", data=numpy.frombuffer(pickle.dumps(1), dtype=numpy.uint8))
+    os.chmod(os.path.join(cache, "fine_o.h5"), 0o666)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert {key for key, state in states(run, cache).items() if state == "unreadable"} == {"damaged", "fine", "old"}
+    assert main(["cache", "clean", cache, "--json"]) == 0
+    said = capfd.readouterr()
+    assert json.loads(said.out) == ["damaged", "second", "sub/first"]
+    assert "old: is not damaged, but cannot be read here: " in said.err
+    assert run("clean", cache, "old") == ["old"], "it is named"
+
+
 def test_a_directory_that_is_not_there(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("list", str(tmp_path / "missing"), status=1) is None
     assert main(["cache", "list", str(tmp_path), "--state", "nonsense"]) == 2
@@ -183,6 +203,24 @@ def test_jobs_of_a_queueing_system_that_does_not_answer(
     assert main(["cache", "terminate", cache, "queued", "--backend", "slurm"]) == 1
     assert "job 17 cannot be ended" in capfd.readouterr().err
     assert states(run, cache)["queued"] == "submitted"
+
+
+def test_a_batch_job_is_known_by_the_number_beside_its_files(run: Run, cache: str) -> None:
+    """It is in the hands of a queueing system: it does not wait for anybody, and is not run a second time."""
+    paths = CachePaths.of(cache, "left")
+    cache_queue.note(paths, "17_3")
+    (task,) = run("list", cache, "--state", "submitted")
+    assert (task["key"], task["queue_id"]) == ("left", "17_3")
+    assert run("resubmit", cache, "left", "--local", status=1) == []
+    assert cache_queue.number_of(paths) == "17_3"
+
+
+def test_a_look_leaves_the_notes_of_other_machines(run: Run, cache: str) -> None:
+    paths = CachePaths.of(cache, "left")
+    os.symlink("0123456789ab-4711-99-serial", paths.claim)
+    run("list", cache)
+    run("show", cache, "left")
+    assert os.path.lexists(paths.claim)
 
 
 def test_two_thousand_tasks_are_listed_in_seconds(run: Run, tmp_path: Path, work: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
+import sys
 import time
 import warnings
 from concurrent.futures import CancelledError, Future, as_completed, wait
@@ -19,9 +21,12 @@ from conftest import Eventually, Script
 from executorlib import SingleNodeExecutor, get_cache_data, get_future_from_cache, get_item_from_future, split_future
 from executorlib.api import TestClusterExecutor
 from executorlib.standalone.cache_paths import CachePaths
+from executorlib.standalone.command import get_command_path
 from executorlib.standalone.errors import ExecutorlibSocketError, RemoteTraceback
 from executorlib.standalone.hdf import dump, load
+from executorlib.standalone.resources import Resources
 from executorlib.task_scheduler.file.shared import FutureItem
+from executorlib.task_scheduler.file.task import Call
 
 cache, make_cluster, files = FIXTURES
 
@@ -341,6 +346,38 @@ def test_all_ranks_have_results(make_cluster: Make, files: Files) -> None:
         ranks = exe.submit(file_tasks.rank, resource_dict={"cores": 2, "cache_key": "ranks"})
         assert ranks.result(timeout=40) == [(0, 2), (1, 2)]
     assert files() == ["ranks_o.h5"]
+
+
+@pytest.mark.mpi
+def test_a_call_on_two_cores_is_another_one(make_cluster: Make) -> None:
+    with make_cluster() as exe:
+        one, two = (exe.submit(file_tasks.double, 5, resource_dict={"cores": cores}) for cores in (1, 2))
+        assert (one.result(timeout=40), two.result(timeout=40)) == (10, [10, 10])
+        one, two = (exe.submit(file_tasks.double, 5, resource_dict={"cores": cores}) for cores in (1, 2))
+        assert (one.result(timeout=40), two.result(timeout=40)) == (10, [10, 10])
+
+
+def test_a_kept_result_is_that_of_the_same_number_of_cores(make_cluster: Make, cache: Path) -> None:
+    """Files of executorlib 1.11 have one name for all numbers."""
+    serial = Call.of(file_tasks.double, [5], {}, Resources(cache_directory=str(cache)))
+    dump(serial.paths.output, {"fn": file_tasks.double, "resource_dict": {"cores": 2}, "output": ["a", "b"]})
+    with make_cluster() as exe:
+        assert exe.submit(file_tasks.double, 5, resource_dict={"cores": 2}).result(timeout=20) == ["a", "b"]
+        for _ in range(2):
+            assert exe.submit(file_tasks.double, 5).result(timeout=20) == 10
+        assert exe.submit(file_tasks.double, 5, resource_dict={"cores": 2}).result(timeout=20) == ["a", "b"]
+
+
+@pytest.mark.mpi
+def test_a_launcher_that_does_not_fit_is_no_outcome(tmp_path: Path) -> None:
+    """When it is put right the call is to run."""
+    paths = CachePaths.of(tmp_path, "key")
+    dump(paths.input, {"fn": file_tasks.double, "args": [5], "kwargs": {}, "resource_dict": {"cores": 2}})
+    command = [sys.executable, get_command_path("cache_parallel.py"), paths.input]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=40)
+    assert done.returncode == 70
+    assert "asked to run on 2 MPI ranks but sees 1" in done.stderr
+    assert os.listdir(tmp_path) == ["key_i.h5"]
 
 
 @pytest.mark.mpi

@@ -19,6 +19,7 @@ from file_fixtures import MakeCluster as Make
 from conftest import Eventually, Script, StartScript
 from executorlib import get_future_from_cache, terminate_task_in_cache, terminate_tasks_in_cache
 from executorlib.standalone.errors import TaskLostError, TaskRemovedError
+from executorlib.standalone.processes import start_mark
 
 cache, make_cluster, files = FIXTURES
 
@@ -268,24 +269,44 @@ def test_a_forked_child_does_not_end_the_jobs_of_its_parent(script: Script, cach
     assert done.stdout.splitlines() == ["False True", "done done!"], done.stderr
 
 
+@pytest.mark.parametrize("end", ["exe.shutdown(wait=False)", "pass"])
+def test_a_time_limit_counts_without_the_program(
+    script: Script, tmp_path: Path, cache: Path, eventually: Eventually, end: str
+) -> None:
+    code = PRELUDE + (
+        "exe = TestClusterExecutor(cache_directory=cache, wait=False)\n"
+        "exe.submit(file_tasks.pid_and_hold, here('pid'), resource_dict={'run_time_max': 2})\n"
+        "while not os.path.exists(here('pid')): time.sleep(0.01)\n"
+        f"{end}\n"
+    )
+    done = script(code, str(cache), str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    pid = int((tmp_path / "pid").read_text())
+    assert start_mark(pid), "it runs"
+    eventually(lambda: not start_mark(pid), 15)
+
+
 # From outside
 
 
-def test_a_task_is_terminated(make_cluster: Make, tmp_path: Path, cache: Path, eventually: Eventually) -> None:
+@pytest.mark.parametrize("key", ["long", "runs/today/long"])
+def test_a_task_is_terminated(
+    make_cluster: Make, tmp_path: Path, cache: Path, eventually: Eventually, key: str
+) -> None:
     pid_file = tmp_path / "pid"
     with make_cluster() as exe:
-        long = exe.submit(file_tasks.pid_and_hold, str(pid_file), resource_dict={"cache_key": "long"})
+        long = exe.submit(file_tasks.pid_and_hold, str(pid_file), resource_dict={"cache_key": key})
         then = exe.submit(file_tasks.add, long)
         eventually(pid_file.exists)
-        waiting = get_future_from_cache(str(cache), "long")
-        terminate_task_in_cache(str(cache), "long")
+        waiting = get_future_from_cache(str(cache), key)
+        terminate_task_in_cache(str(cache), key)
         for future in (long, then, waiting):
             with pytest.raises(TaskRemovedError):
                 future.result(timeout=15)
-        assert not (cache / "long_i.h5").exists()
+        assert not (cache / f"{key}_i.h5").exists()
         eventually(lambda: not psutil.pid_exists(int(pid_file.read_text())))
     with pytest.raises(FileNotFoundError, match=r"long_i\.h5"):
-        terminate_task_in_cache(str(cache), "long")
+        terminate_task_in_cache(str(cache), key)
 
 
 def test_who_waits_for_a_task_of_others_hears_of_its_death(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -19,12 +20,15 @@ from file_fixtures import MakeCluster as Make
 
 from conftest import Eventually
 from executorlib import get_cache_data
-from executorlib.standalone import cache_claim, cache_file
+from executorlib.standalone import cache_claim, cache_file, cache_queue
 from executorlib.standalone.cache_file import CacheFileError
 from executorlib.standalone.cache_paths import CachePaths
+from executorlib.standalone.command import get_command_path
 from executorlib.standalone.errors import ExecutorlibSocketError, RemoteError, TaskRemovedError, WorkerDiedError
-from executorlib.standalone.hdf import dump
+from executorlib.standalone.hdf import dump, get_output
 from executorlib.standalone.processes import process_space
+from executorlib.task_scheduler.file.launcher import Job
+from executorlib.task_scheduler.file.local_jobs import LocalJobs
 
 cache, make_cluster, files = FIXTURES
 pytestmark = pytest.mark.faults
@@ -109,10 +113,10 @@ def test_the_directory_vanishes(make_cluster: Make, cache: Path, tmp_path: Path,
         then = exe.submit(file_tasks.add, running)
         eventually(pid_file.exists)
         shutil.rmtree(cache)
+        assert exe.submit(file_tasks.add, 1).result(timeout=20) == 1, "the directory is made again"
         for future in (running, then):
             with pytest.raises(TaskRemovedError):
                 future.result(timeout=15)
-        assert exe.submit(file_tasks.add, 1).result(timeout=20) == 1
 
 
 def test_the_disk_is_full_in_the_program(
@@ -288,6 +292,74 @@ def test_nobody_takes_a_task_that_is_taken(cache: Path, monkeypatch: pytest.Monk
     assert not cache_claim.take(paths)
     cache_claim.release(paths)
     assert os.listdir(cache) == []
+
+
+def test_an_interruption_from_outside_is_no_outcome(make_cluster: Make, tmp_path: Path, eventually: Eventually) -> None:
+    """As Slurm's ``--signal=INT@60`` before the time limit; the call runs when it is submitted again."""
+    begun = tmp_path / "begun"
+    with make_cluster() as exe:
+        future = exe.submit(file_tasks.die_once, str(begun), resource_dict=KEY)
+        eventually(lambda: begun.exists() and begun.read_text())
+        os.kill(int(begun.read_text()), signal.SIGINT)
+        with pytest.raises(WorkerDiedError, match=r"exit code 130|Interruption"):
+            future.result(timeout=20)
+        assert exe.submit(file_tasks.die_once, str(begun), resource_dict=KEY).result(timeout=20) == "second"
+
+
+def test_a_key_with_a_slash_is_one_task_for_all(make_cluster: Make, tmp_path: Path, eventually: Eventually) -> None:
+    """Its process is known to a second executor by the note that it has made itself."""
+    begun, until = tmp_path / "begun", tmp_path / "until"
+    key = {"cache_key": "runs/today"}
+    with make_cluster() as one, make_cluster() as other:
+        first = one.submit(file_tasks.hold, str(begun), str(until), 5, resource_dict=key)
+        eventually(begun.exists)
+        begun.unlink()
+        second = other.submit(file_tasks.hold, str(begun), str(until), 5, resource_dict=key)
+        assert other.submit(file_tasks.add, 1).result(timeout=20) == 1
+        assert second.running()
+        until.touch()
+        assert (first.result(timeout=20), second.result(timeout=20)) == (5, 5)
+    assert not begun.exists(), "it has run once"
+
+
+def test_a_task_that_others_have_is_not_tried_without_a_pause(
+    make_cluster: Make, cache: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """Its process is seen by the job and not from here, as where process ids mean something else."""
+    started: list[int] = []
+    launch = LocalJobs._launch
+
+    def counting(self: LocalJobs, number: int, job: Job, allotment: Any) -> Any:
+        started.append(number)
+        return launch(self, number, job, allotment)
+
+    paths = CachePaths.of(cache, "key")
+    assert cache_claim.take(paths)
+    monkeypatch.setattr(cache_claim, "holder", lambda paths: None)
+    monkeypatch.setattr(LocalJobs, "_launch", counting)
+    with make_cluster() as exe:
+        future = exe.submit(file_tasks.add, 1, resource_dict=KEY)
+        eventually(lambda: len(started) == 2)
+        time.sleep(1.0)
+        assert len(started) < 10
+        cache_claim.release(paths)
+        assert future.result(timeout=20) == 1
+
+
+def test_a_batch_job_waits_for_the_process_that_has_its_task(cache: Path) -> None:
+    """Its end without a result would be taken for the death of the call, which runs elsewhere."""
+    paths = CachePaths.of(cache, "key")
+    dump(paths.input, {"fn": file_tasks.add, "args": [1], "kwargs": {}})
+    cache_queue.note(paths, 17)
+    assert cache_claim.take(paths)
+    with subprocess.Popen([sys.executable, get_command_path("cache_serial.py"), paths.input]) as job:
+        with pytest.raises(subprocess.TimeoutExpired):
+            job.wait(2)
+        dump(paths.output, {"output": 5})
+        os.unlink(paths.input)
+        cache_claim.release(paths)
+        assert job.wait(20) == 0
+    assert get_output(paths.output) == (True, True, 5)
 
 
 # Pickling

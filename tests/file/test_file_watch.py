@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,11 @@ import pytest
 from conftest import Eventually
 from executorlib.backend import cache_serial
 from executorlib.standalone.cache_paths import CachePaths
-from executorlib.standalone.errors import WorkerDiedError
+from executorlib.standalone.errors import TaskRemovedError, WorkerDiedError
 from executorlib.task_scheduler.file.launcher import Job, JobChange, JobLauncher, JobState, LeftJob, end_of_log
 from executorlib.task_scheduler.file.task import FileFuture
 from executorlib.task_scheduler.file.task_scheduler import FileTaskScheduler
-from executorlib.task_scheduler.file.watch import OutputWatch
+from executorlib.task_scheduler.file.watch import OutputWatch, Seen
 
 
 class Queue(JobLauncher):
@@ -35,6 +36,7 @@ class Queue(JobLauncher):
         self.asked = 0
         self.running: dict[str, int] = {}
         self.refusal: Exception | None = None
+        self.failure: Exception | None = None
 
     def find(self, job: Job) -> int | None:
         return self.running.get(job.paths.stem)
@@ -48,6 +50,8 @@ class Queue(JobLauncher):
 
     def changes(self) -> list[JobChange]:
         self.asked += 1
+        if self.failure is not None:
+            raise self.failure
         news, self.news = self.news, []
         return news
 
@@ -123,6 +127,28 @@ def test_jobs_are_submitted_with_what_they_depend_on(tmp_path: Path, eventually:
 
 
 @pytest.mark.usefixtures("_job_in_this_process")
+def test_the_queue_is_not_given_thousands_of_dependencies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """A job with so many inputs is submitted when they have ended."""
+    monkeypatch.setattr("executorlib.task_scheduler.file.tasks._MOST_DEPENDENCIES", 2)
+    cluster = Cluster(tmp_path)
+    inputs = [cluster.scheduler.submit(file_tasks.add, n, resource_dict=key(f"in{n}")) for n in range(3)]
+    few = cluster.scheduler.submit(file_tasks.total, inputs[:2], resource_dict=key("few"))
+    many = cluster.scheduler.submit(file_tasks.total, inputs, resource_dict=key("many"))
+    then = cluster.scheduler.submit(file_tasks.add, few, resource_dict=key("then"))
+    eventually(lambda: len(cluster.queue.jobs) == 5)
+    assert [job.paths.stem for job in cluster.queue.jobs.values()] == ["in0", "in1", "in2", "few", "then"]
+    for name in ("in0", "in1", "in2", "few", "then"):
+        cluster.run(name)
+    eventually(lambda: len(cluster.queue.jobs) == 6)
+    assert cluster.queue.jobs[105].depends_on == ()
+    cluster.run("many")
+    assert (many.result(timeout=10), then.result(timeout=10)) == (3, 1)
+    cluster.scheduler.shutdown()
+
+
+@pytest.mark.usefixtures("_job_in_this_process")
 def test_the_output_may_come_into_sight_after_the_end_of_the_job(tmp_path: Path, eventually: Eventually) -> None:
     cluster = Cluster(tmp_path)
     future = cluster.scheduler.submit(file_tasks.add, 1, resource_dict=key("one"))
@@ -145,6 +171,74 @@ def test_a_job_that_dies_in_the_queue(tmp_path: Path, eventually: Eventually) ->
     assert then.exception(timeout=5) is dead.exception()
     eventually(lambda: cluster.queue.cancelled == [101])
     cluster.scheduler.shutdown()
+
+
+def test_the_jobs_go_on_when_the_dispatcher_fails(tmp_path: Path, eventually: Eventually) -> None:
+    cluster = Cluster(tmp_path)
+    future = cluster.scheduler.submit(file_tasks.add, 1)
+    eventually(lambda: len(cluster.queue.jobs) == 1)
+    cluster.queue.failure = MemoryError("no memory")
+    with pytest.raises(RuntimeError, match=r"has failed: MemoryError.*the job goes on"):
+        future.result(timeout=10)
+    assert cluster.queue.cancelled == []
+    assert not cluster.scheduler.cancel(future)
+    cluster.scheduler.shutdown()
+    assert cluster.queue.cancelled == [], "nothing is asked of a launcher that is closed"
+
+
+def test_a_launcher_that_cannot_cancel(tmp_path: Path, eventually: Eventually) -> None:
+    cluster = Cluster(tmp_path)
+    first, second = (cluster.scheduler.submit(file_tasks.add, n) for n in range(2))
+    eventually(lambda: len(cluster.queue.jobs) == 2)
+    cluster.queue.cancel = None  # type: ignore[assignment, method-assign]
+    cluster.scheduler.shutdown(wait=False, cancel_futures=True)
+    eventually(lambda: first.cancelled() and second.cancelled())
+
+
+def test_what_is_cancelled_before_its_turn_is_not_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """To submit a thousand jobs takes minutes, and Ctrl-C does not wait for that."""
+    begun, go_on = threading.Event(), threading.Event()
+    cluster = Cluster(tmp_path)
+    submit = cluster.queue.submit
+
+    def slow(job: Job) -> int:
+        begun.set()
+        assert go_on.wait(10)
+        return submit(job)
+
+    monkeypatch.setattr(cluster.queue, "submit", slow)
+    futures = [cluster.scheduler.submit(file_tasks.add, n) for n in range(20)]
+    assert begun.wait(10)
+    cluster.scheduler.shutdown(wait=False, cancel_futures=True)
+    go_on.set()
+    eventually(lambda: all(future.cancelled() for future in futures))
+    assert len(cluster.queue.jobs) == 1
+    assert cluster.queue.cancelled == [100]
+
+
+@pytest.mark.usefixtures("_job_in_this_process")
+def test_results_are_seen_while_others_are_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("executorlib.task_scheduler.file.dispatcher._LOOK_SECONDS", 0.0)
+    cluster = Cluster(tmp_path, refresh_rate=0.001)
+    submit, seen = cluster.queue.submit, threading.Event()
+    waited: list[bool] = []
+
+    def slow(job: Job) -> int:
+        if job.paths.stem == "second":
+            cluster.run("first")
+            time.sleep(0.1)  # the next look is due
+        if job.paths.stem == "third":
+            waited.append(seen.wait(10))
+        return submit(job)
+
+    monkeypatch.setattr(cluster.queue, "submit", slow)
+    futures = [cluster.scheduler.submit(file_tasks.add, 1, resource_dict=key(k)) for k in ("first", "second", "third")]
+    futures[0].add_done_callback(lambda _: seen.set())
+    assert futures[0].result(timeout=20) == 1
+    cluster.scheduler.shutdown(wait=False, cancel_futures=True)
+    assert waited in ([], [True])
 
 
 def test_a_job_that_is_refused(tmp_path: Path) -> None:
@@ -255,14 +349,70 @@ def test_a_task_without_files_is_gone_after_a_while(tmp_path: Path, monkeypatch:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     watch = OutputWatch(0.01)
-    gone, running, elsewhere = (CachePaths.of(tmp_path, name) for name in ("gone", "running", "missing/elsewhere"))
+    gone, running = (CachePaths.of(tmp_path, name) for name in ("gone", "running"))
     Path(running.running).touch()
-    for paths in (gone, running, elsewhere):
+    for paths in (gone, running):
         watch.add(paths)
     for moment, expected in ((0.0, False), (0.5, False), (2.0, True)):
         now[0] = moment
         seen = watch.look()
-        assert set(seen.gone) == ({gone.output, elsewhere.output} if expected else set())
+        assert seen.gone == ([gone.output] if expected else [])
+
+
+def test_a_directory_that_is_not_there_is_no_news_for_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its file server may be away, or its mount being made again."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    watch = OutputWatch(0.01)
+    paths = CachePaths.of(tmp_path / "mount", "task")
+    watch.add(paths)
+    for moment in (0.0, 2.0, 4.0, 250.0):
+        now[0] = moment
+        assert watch.look() == Seen()
+    assert [record.levelname for record in caplog.records] == ["WARNING"], "said once"
+    os.mkdir(tmp_path / "mount")
+    Path(paths.input).touch()
+    now[0] = 260.0
+    assert watch.look() == Seen()
+    os.rename(tmp_path / "mount", tmp_path / "away")
+    now[0] = 320.0
+    assert watch.look() == Seen(), "it is counted from the beginning again"
+    now[0] = 700.0
+    assert watch.look() == Seen(lost=[paths.output])
+
+
+@pytest.mark.usefixtures("_job_in_this_process")
+def test_jobs_go_on_while_the_directory_is_away(tmp_path: Path, eventually: Eventually) -> None:
+    cluster = Cluster(tmp_path / "mount")
+    first = cluster.scheduler.submit(file_tasks.add, 1, resource_dict=key("first"))
+    second = cluster.scheduler.submit(file_tasks.add, 2, resource_dict=key("second"))
+    eventually(lambda: len(cluster.queue.jobs) == 2)
+    os.rename(tmp_path / "mount", tmp_path / "away")
+    cluster.queue.end(100)  # its output is there, but not to be seen
+    time.sleep(2.0)  # longer than a file may be in sight under neither name
+    assert not first.done()
+    os.rename(tmp_path / "away", tmp_path / "mount")
+    cluster.run("first")
+    cluster.run("second")
+    assert (first.result(timeout=10), second.result(timeout=10)) == (1, 2)
+    assert cluster.queue.cancelled == []
+    cluster.scheduler.shutdown()
+
+
+def test_a_directory_that_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr("executorlib.task_scheduler.file.watch.ABSENT_SECONDS", 0.2)
+    cluster = Cluster(tmp_path / "mount")
+    future = cluster.scheduler.submit(file_tasks.add, 1)
+    eventually(lambda: len(cluster.queue.jobs) == 1)
+    os.rename(tmp_path / "mount", tmp_path / "away")
+    with pytest.raises(TaskRemovedError, match="no longer there"):
+        future.result(timeout=10)
+    assert cluster.queue.cancelled == [], "a job may have run for hours"
+    cluster.scheduler.shutdown()
 
 
 def test_the_end_of_a_log(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import tasks
 
-from conftest import Eventually, MakeExecutor
+from conftest import Eventually, MakeExecutor, needs_mpi
 from executorlib import SingleNodeExecutor
 
 
@@ -140,3 +140,14 @@ def test_a_dependent_with_a_failed_input_fails(make_executor: MakeExecutor, tmp_
         with pytest.raises(concurrent.futures.CancelledError):
             exe.submit(count, log, cancelled).result(20)
     assert lines(log) == []
+
+
+@pytest.mark.mpi
+def test_a_call_on_two_cores_is_not_that_on_one(tmp_path: Path) -> None:
+    needs_mpi()
+    two = {"cores": 2}
+    for _ in range(2):
+        with SingleNodeExecutor(max_cores=2, cache_directory=str(tmp_path)) as exe:
+            assert exe.submit(tasks.add, 1).result(40) == 1
+            assert exe.submit(tasks.add, 1, resource_dict=two).result(40) == [1, 1]
+    assert len(list(tmp_path.glob("*_o.h5"))) == 2

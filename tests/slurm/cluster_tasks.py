@@ -31,6 +31,12 @@ def hold(begun: str, until: str, value: Any = None) -> Any:
     return value
 
 
+def hold_from_two(number: int) -> None:
+    """The first two calls return at once."""
+    if number > 1:
+        hold(f"begun{number}", "never")
+
+
 def note(log: str, value: Any, seconds: float = 0.0) -> Any:
     with open(log, "a") as file:
         file.write(f"{value}\n")

@@ -264,6 +264,22 @@ def test_cancelling(make_cluster: Make, tmp_path: Path, eventually: Eventually) 
         eventually(lambda: not queue(), 10)
 
 
+def test_a_call_that_another_element_runs_is_ended(
+    make_cluster: Make, cache: Path, tmp_path: Path, eventually: Eventually
+) -> None:
+    """Two nodes, two elements at a time: the first two are short, and their elements go on with the others."""
+    with make_cluster(resource_dict={"exclusive": True, "cwd": str(tmp_path)}) as exe:
+        results = exe.map(cluster_tasks.hold_from_two, range(4))
+        assert [next(results), next(results)] == [None, None]
+        eventually(lambda: list(tmp_path.glob("begun[23]")), 40)
+        marks = {path.read_text() for path in cache.glob(".executorlib-array-*/[23].begun")}
+        assert marks, "begun"
+        assert marks <= {"0", "1"}
+        exe.kill_workers()
+        del results
+        eventually(lambda: not queue(), 20)
+
+
 def test_a_job_that_is_put_back_into_the_queue_is_waited_for(
     make_cluster: Make, tmp_path: Path, eventually: Eventually
 ) -> None:

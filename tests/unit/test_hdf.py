@@ -608,6 +608,42 @@ def test_the_future_of_a_task_that_is_removed_ends(tmp_path: Path) -> None:
         future.result(timeout=10)
 
 
+def test_what_a_callback_does_ends_no_other_future(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        hdf.dump(str(tmp_path / f"{name}_i.h5"), {"fn": math.hypot})
+    first, second = (hdf.get_future_from_cache(str(tmp_path), name) for name in ("a", "b"))
+    first.add_done_callback(lambda _: sys.exit(3))
+    hdf.dump(str(tmp_path / "a_o.h5"), {"output": 1})
+    assert first.result(timeout=10) == 1
+    hdf.dump(str(tmp_path / "b_o.h5"), {"output": 2})
+    assert second.result(timeout=10) == 2
+
+
+@pytest.mark.parametrize("error", [OSError(116, "Stale file handle"), MemoryError("too large")])
+def test_a_result_that_cannot_be_read_ends_no_other_future(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    failing = [error, error, error]
+
+    def read(path: str) -> Any:
+        if path.endswith("a_o.h5") and os.path.exists(path) and failing:
+            raise failing.pop()
+        return get_output(path)
+
+    get_output = hdf.get_output
+    monkeypatch.setattr(hdf, "get_output", read)
+    for name in ("a", "b"):
+        hdf.dump(str(tmp_path / f"{name}_i.h5"), {"fn": math.hypot})
+    first, second = (hdf.get_future_from_cache(str(tmp_path), name) for name in ("a", "b"))
+    hdf.dump(str(tmp_path / "a_o.h5"), {"output": 1})
+    if isinstance(error, OSError):
+        assert first.result(timeout=10) == 1
+    else:
+        assert first.exception(timeout=10) is error
+    hdf.dump(str(tmp_path / "b_o.h5"), {"output": 2})
+    assert second.result(timeout=10) == 2
+
+
 def test_the_future_of_a_task_with_a_damaged_output_ends(tmp_path: Path) -> None:
     (tmp_path / "a_o.h5").write_text("no HDF5 file")
     assert isinstance(hdf.get_future_from_cache(str(tmp_path), "a").exception(timeout=0), CacheFileError)

@@ -4,8 +4,8 @@ Slurm starts a few jobs a second, so that an array of many short calls would mos
 a task of its own. When that was short the element goes on with the next task that nobody has begun, each in a process
 of its own. An element whose task was done by another ends at once, or is taken from the queue before it begins.
 
-Who begins a task makes a file for it in the array's directory, which only one can. The file is touched while the task
-runs: it counts for nothing when that has stopped, because the helper was killed.
+Who begins a task makes a file for it in the array's directory, which only one can, with its own number. The file is
+touched while the task runs: it counts for nothing when that has stopped, because the helper was killed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 from executorlib.backend.cache_call import work
 from executorlib.backend.calls import flush_output
-from executorlib.standalone.cache_paths import CachePaths, remove_array
+from executorlib.standalone.cache_paths import CachePaths, array_mark, remove_array
 from executorlib.standalone.cache_trust import open_trusted
 from executorlib.standalone.command import RUN_TIME_VARIABLE
 
@@ -153,15 +153,19 @@ class Element:
             remove_array(self._folder)
 
     def _mark(self, number: int) -> str:
-        return os.path.join(self._folder, f"{number}.begun")
+        return array_mark(self._folder, number)
 
     def _begin(self, number: int) -> bool:
         try:
-            os.close(os.open(self._mark(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            descriptor = os.open(self._mark(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
             return False
         except FileNotFoundError:  # the array is done with
             return number == self._own
+        try:
+            os.write(descriptor, str(self._own).encode())  # whoever cancels the task ends this element
+        finally:
+            os.close(descriptor)
         return True
 
     def _let_go(self, number: int) -> None:

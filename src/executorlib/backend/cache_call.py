@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -31,7 +32,13 @@ _HIDE_FROM_TRACEBACK = True
 # A network file system may take so long to show a file that another machine has written.
 _INPUT_SECONDS = 60.0
 _FLUSHED_FROM_SECONDS = 0.01
+_TURN_SECONDS = 0.5
 _FAILED_EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
+_INTERRUPTED_EXIT_CODE = 130  # that of a shell for SIGINT
+
+
+class Interruption(KeyboardInterrupt):
+    """A SIGINT from outside, be it of Slurm before the time limit: not the function's doing, and no outcome."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,7 @@ class FileCall:
         Raises:
             CacheFileError: the call cannot be unpickled
             MissingInputError: the file of another task, whose result is an argument, cannot be read
+            Interruption: somebody has interrupted it
         """
         fn, args, kwargs = (self._value(name) for name in ("function", "input_args", "input_kwargs"))
         start = time.monotonic()
@@ -82,7 +90,7 @@ class FileCall:
             result = fn(*args, **kwargs)
             runtime = time.monotonic() - start
             return Outcome(True, _pickled(result), "", runtime)
-        except MissingInputError:
+        except (MissingInputError, Interruption):
             raise
         except BaseException as error:
             runtime = time.monotonic() - start
@@ -120,15 +128,21 @@ def set_up(content: dict[str, bytes]) -> None:
     if path is not None:
         sys.path[:] = json.loads(path)
     make_main()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     resources = pickle.loads(content["resource_dict"]) if "resource_dict" in content else {}
     threads = resources.get("threads_per_core", 1)
     # The default of one thread does not overrule what the environment says.
     os.environ.update(thread_environment(threads if threads and threads > 1 else None, dict(os.environ)))
 
 
+def _interrupt(signum: int, frame: object) -> None:
+    raise Interruption
+
+
 def work(paths: CachePaths) -> int:
     """Run a task that this process alone has to do with; returns the exit code."""
-    if not take(paths):
+    if not take_in_turn(paths):
         return TAKEN_EXIT_CODE
     try:
         call = _load(paths)
@@ -138,11 +152,20 @@ def work(paths: CachePaths) -> int:
             call.write(call.run())
             finish()
             end_mpi()
-    except Exception as error:
+    except (Exception, Interruption) as error:
         return report(error, paths)
     finally:
         end(paths)
     return 0
+
+
+def take_in_turn(paths: CachePaths) -> bool:
+    """Take a task, as `cache_claim.take` does. A batch job waits for whoever has it: it cannot be taken for failed."""
+    while not take(paths):
+        if cache_queue.number_of(paths) is None:
+            return False
+        time.sleep(_TURN_SECONDS)
+    return True
 
 
 def _load(paths: CachePaths) -> FileCall | None:
@@ -181,7 +204,7 @@ def end(paths: CachePaths) -> None:
 def report(error: BaseException, paths: CachePaths) -> int:
     """Say in the log why there is no outcome; returns the exit code."""
     print(f"executorlib: the task {paths.stem} has no outcome: {error!r}", file=sys.stderr)
-    return _FAILED_EXIT_CODE
+    return _INTERRUPTED_EXIT_CODE if isinstance(error, Interruption) else _FAILED_EXIT_CODE
 
 
 def combine(outcomes: list[Outcome]) -> Outcome:

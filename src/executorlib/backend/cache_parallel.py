@@ -16,10 +16,10 @@ if __name__ == "__main__":
 import time
 from typing import Any
 
-from executorlib.backend.cache_call import FileCall, Outcome, combine, end, failure, report, set_up
+from executorlib.backend.cache_call import FileCall, Interruption, Outcome, combine, end, report, set_up, take_in_turn
 from executorlib.backend.ranks import start_mpi
 from executorlib.backend.worker import finish
-from executorlib.standalone.cache_claim import TAKEN_EXIT_CODE, take
+from executorlib.standalone.cache_claim import TAKEN_EXIT_CODE
 from executorlib.standalone.cache_outcome import is_ended, read_call
 from executorlib.standalone.cache_paths import CachePaths
 
@@ -39,13 +39,14 @@ def main(argv: list[str]) -> int:
         call = FileCall(paths, read_call(paths))
         set_up(call.content)
         problem = _wrong_size(call.content, comm.size)
-        outcome = call.run() if problem is None else failure(problem, 0.0)
-        _write_together(comm, call, outcome)
+        if problem is not None:  # no fault of the function, and cured before the call is submitted again
+            return report(problem, paths)
+        _write_together(comm, call, call.run())
         finish()
-    except Exception as error:
-        report(error, paths)
+    except (Exception, Interruption) as error:
+        code = report(error, paths)
         sys.stderr.flush()
-        comm.Abort(1)
+        comm.Abort(code)
     finally:
         if comm.rank == 0:
             end(paths)
@@ -63,7 +64,7 @@ def _task_of(argv: list[str]) -> CachePaths:
 
 
 def _begin(paths: CachePaths) -> int | None:
-    if not take(paths):
+    if not take_in_turn(paths):
         return TAKEN_EXIT_CODE
     if is_ended(paths.output):
         end(paths)

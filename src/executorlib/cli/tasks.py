@@ -11,11 +11,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from executorlib.standalone import cache_claim
+from executorlib.standalone import cache_claim, cache_queue
 from executorlib.standalone.cache_entry import unpickle
-from executorlib.standalone.cache_file import CacheFileError, read, write
+from executorlib.standalone.cache_file import CacheFileError, DamagedFileError, read, write
 from executorlib.standalone.cache_outcome import INPUT_NAMES, remove
 from executorlib.standalone.cache_paths import OUTPUT_SUFFIX, CachePaths
+from executorlib.standalone.cache_queue import JobNumber
 from executorlib.standalone.callables import function_name
 from executorlib.standalone.future_item import FutureItem, substituted
 from executorlib.standalone.hdf import get_cache_files, load
@@ -56,6 +57,7 @@ class CachedTask:
         error: what it raised, or why it cannot be read
         size: bytes of the file
         modified: when the file was written, in seconds since 1970
+        damaged: whether the file is of use to nobody, and not only unreadable here and now
     """
 
     key: str
@@ -63,11 +65,12 @@ class CachedTask:
     path: str
     state: str
     function: str
-    queue_id: int | None
+    queue_id: JobNumber | None
     runtime: float | None
     error: str | None
     size: int
     modified: float
+    damaged: bool = False
 
     def described(self) -> dict[str, Any]:
         """The task as JSON knows it."""
@@ -175,13 +178,16 @@ def _task(directory: str, path: str, paths: CachePaths) -> CachedTask | None:
         content = read(path, ("function", "queue_id", "runtime", "error"))
     except FileNotFoundError:
         return None
-    except CacheFileError as unreadable:
+    except OSError as unreadable:  # CacheFileError, or what the file server says
+        damaged = isinstance(unreadable, DamagedFileError)
         why = unreadable.strerror
-        return CachedTask(key, paths, path, UNREADABLE, "", None, None, why, info.st_size, info.st_mtime)
+        return CachedTask(key, paths, path, UNREADABLE, "", None, None, why, info.st_size, info.st_mtime, damaged)
     queue_id, runtime = (_value(path, content, name) for name in ("queue_id", "runtime"))
     error = _error(path, content["error"]) if "error" in content else None
     if path.endswith(OUTPUT_SUFFIX):
         state = FAILED if "error" in content else DONE
+    elif (noted := cache_queue.number_of(paths)) is not None:
+        state, queue_id = SUBMITTED, noted
     elif queue_id is not None:
         state = SUBMITTED
     else:
@@ -253,6 +259,7 @@ class Again:
         # First of all the task is one that waits: if this program ends in a moment, it is not forgotten.
         write(task.paths.input, {name: [data] for name, data in content.items()})
         remove(task.paths.output)
+        cache_queue.forget(task.paths)
         resources = {**call["resource_dict"], "error_log_file": call.get("error_log_file"), "cache_key": task.key}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # variables of a submission template
@@ -301,7 +308,7 @@ def executor_of(backend: str | None, config_directory: str | None, directory: st
 def files_of(task: CachedTask) -> Iterator[str]:
     """Every file and folder that a task has left."""
     paths = task.paths
-    for path in (paths.input, paths.running, paths.output, paths.log, paths.claim):
+    for path in (paths.input, paths.running, paths.output, paths.log, paths.claim, paths.queue_note):
         if os.path.lexists(path):
             yield path
     if os.path.isdir(paths.job_directory) and not os.path.islink(paths.job_directory) and not _holds_tasks(paths):

@@ -49,10 +49,13 @@ def take(paths: CachePaths) -> bool:
         try:
             os.symlink(text, paths.claim)
         except FileExistsError:
-            if _text(paths) == text:
+            found = _text(paths)
+            if found == text:
                 return True
             if holder(paths) is not None:
                 return False
+            if found is not None:
+                _remove(paths, found)
         except OSError:  # no symbolic links here
             break
         else:
@@ -62,7 +65,7 @@ def take(paths: CachePaths) -> bool:
 
 
 def holder(paths: CachePaths) -> Claim | None:
-    """The process that runs the task; None if none does. The note of a process that has ended is removed."""
+    """The process of this machine that runs the task; None if none does."""
     text = _text(paths)
     if text is None:
         return None
@@ -74,7 +77,6 @@ def holder(paths: CachePaths) -> Claim | None:
             return None
         # Who ends a task ends the process that is named here: a stranger must not choose it.
         return Claim(int(pid), kind == "ranks", info.st_mtime) if is_trusted(info.st_uid) else None
-    _remove(paths, text)
     return None
 
 
@@ -85,6 +87,13 @@ def state(paths: CachePaths) -> bool | None:
         return None
     space, pid, mark = [*text.split("-"), "", ""][:3]
     return space != process_space() or (pid.isdigit() and is_alive(int(pid)) and start_mark(int(pid)) == mark)
+
+
+def forget_dead(paths: CachePaths) -> None:
+    """Remove the note of a process of this machine that has ended."""
+    text = _text(paths)
+    if text is not None and state(paths) is False:
+        _remove(paths, text)
 
 
 def was_taken_by(paths: CachePaths, pid: int) -> bool:

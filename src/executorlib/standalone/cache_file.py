@@ -37,6 +37,10 @@ class CacheFileError(OSError):
         return cls(errno.EIO, f"not a readable cache file ({reason})", path)
 
 
+class DamagedFileError(CacheFileError):
+    """The file could be read, and is cut off, empty, or no HDF5 file: nobody anywhere can make use of it."""
+
+
 def read(path: str, names: Collection[str]) -> dict[str, bytes]:
     """Those of the named datasets that the file has.
 
@@ -94,10 +98,10 @@ def _read_descriptor(path: str, descriptor: int, wanted: Wanted) -> dict[str, by
     try:
         spans = hdf5_image.find(head, size)
     except hdf5_image.TruncatedImageError as error:
-        raise CacheFileError.because(path, f"cut off: {error}") from error
+        raise DamagedFileError.because(path, f"cut off: {error}") from error
     if spans is None:
         if hdf5_image.SIGNATURE not in head:
-            raise CacheFileError.because(path, "no HDF5 file" if head else "empty")
+            raise DamagedFileError.because(path, "no HDF5 file" if head else "empty")
         return _read_library_file(path, descriptor, wanted)
     return {
         name: _read_span(descriptor, head, span) if wanted.has(name, span.size) else None

@@ -57,6 +57,39 @@ def is_ended(path: str) -> bool:
         return False
 
 
+def stored_cores(path: str) -> int | None:
+    """The number of cores that a task in the cache was submitted with; None where its file does not say."""
+    try:
+        resources = unpickle(path, "resource_dict", read(path, ("resource_dict",))["resource_dict"])
+    except (OSError, KeyError):
+        return None
+    cores = resources.get("cores") if isinstance(resources, dict) else None
+    return cores if isinstance(cores, int) else None
+
+
+def named_by_call(directory: str, key: str, cores: int) -> CachePaths:
+    """The files of a call that has no name of its own.
+
+    executorlib 1.11 has one name for a call, be it on one core or on several, whose results are a list. Each number of
+    cores has files of its own here; those of 1.11 are taken where their number is the right one.
+
+    Args:
+        directory: the cache directory
+        key: the name of the call, see `executorlib.standalone.cache_key.call_key`
+        cores: on how many it runs
+    """
+    paths = CachePaths.of(directory, key)
+    stored = stored_cores(paths.output)
+    if stored is None and cores > 1:
+        stored = stored_cores(paths.input)
+    return paths if (stored or 1) == cores else CachePaths.of(directory, with_cores(key, cores))
+
+
+def with_cores(key: str, cores: int) -> str:
+    """The name of a call, that of it on one core, where it runs on so many."""
+    return key if cores == 1 else f"{key}-{cores}cores"
+
+
 def write_outcome(
     paths: CachePaths, call: Mapping[str, bytes], outcome: Mapping[str, bytes], *, flush: bool = True
 ) -> None:

@@ -14,6 +14,9 @@ RUNNING_SUFFIX = "_r.h5"
 OUTPUT_SUFFIX = "_o.h5"
 _SUFFIXES = (INPUT_SUFFIX, RUNNING_SUFFIX, OUTPUT_SUFFIX)
 
+ABSENT_SECONDS = 300.0
+"""A directory that is not there may be one whose file server is: so long nothing is made of it."""
+
 _LONGEST_FILE_NAME = 255
 _RESERVED = ".executorlib"
 _ALIAS_FOLDER = f"{_RESERVED}-moved"
@@ -91,9 +94,15 @@ class CachePaths:
         """The number of the task's job, see `cache_queue`."""
         return self._note(".job")
 
+    @property
+    def folder(self) -> str:
+        """The directory in which the files lie."""
+        return os.path.dirname(self.job_directory)
+
     def _note(self, suffix: str) -> str:
-        folder = os.path.dirname(self.job_directory)
-        return os.path.join(folder, f"{_RESERVED}-{sha256(os.fsencode(self.stem)).hexdigest()[:32]}{suffix}")
+        # By the name of the file alone: a worker knows no more of the key.
+        name = os.path.basename(self.job_directory)
+        return os.path.join(self.folder, f"{_RESERVED}-{sha256(os.fsencode(name)).hexdigest()[:32]}{suffix}")
 
 
 def array_directory(directory: str, name: str) -> str:
@@ -101,11 +110,16 @@ def array_directory(directory: str, name: str) -> str:
     return os.path.join(directory, f"{_RESERVED}-array-{name}")
 
 
+def array_mark(folder: str, number: int | str) -> str:
+    """Who has begun the task of an element: the file holds the number of the element that runs it."""
+    return os.path.join(folder, f"{number}.begun")
+
+
 def remove_array(folder: str) -> None:
     """Remove what an array of jobs has no more use for: all but the logs of elements that have printed something."""
     try:
         names = os.listdir(folder)
-    except FileNotFoundError:
+    except OSError:  # it is gone, or its file server is away
         return
     for name in names:
         path = os.path.join(folder, name)

@@ -11,7 +11,8 @@ from typing import Any
 
 from executorlib.standalone import cache_claim
 from executorlib.standalone.cache_file import CacheFileError
-from executorlib.standalone.cache_paths import CachePaths
+from executorlib.standalone.cache_paths import ABSENT_SECONDS, CachePaths
+from executorlib.standalone.callbacks import user_code
 from executorlib.standalone.errors import TaskLostError, TaskRemovedError
 
 _FIRST_PAUSE = 0.01
@@ -43,6 +44,7 @@ class _Watched:
     key: str
     future: Future[Any]
     looks_without_files: int = 0
+    absent_since: float | None = None
     had_process: bool = False
     lost_at: float | None = None
 
@@ -59,14 +61,22 @@ class _Watched:
             ended, succeeded, value = get_output(self.paths.output)
         except FileNotFoundError:
             return False
-        except CacheFileError as error:
+        except (CacheFileError, MemoryError) as error:
             ended, succeeded, value = True, False, error
-        if ended and self.future.set_running_or_notify_cancel():
-            if succeeded:
+        except OSError:  # the file server has lost it for a moment
+            return False
+        if ended:
+            self._end(succeeded, value)
+        return ended
+
+    def _end(self, succeeded: bool, value: Any) -> None:
+        with user_code():
+            if not self.future.set_running_or_notify_cancel():
+                pass
+            elif succeeded:
                 self.future.set_result(value)
             else:
                 self.future.set_exception(value)
-        return ended
 
     def look(self) -> bool:
         """As `try_to_end`, and end the future of a task whose files are gone, or whose process is."""
@@ -74,7 +84,7 @@ class _Watched:
         self._look_for_process()
         if self.try_to_end():
             return True
-        self.looks_without_files = 0 if present else self.looks_without_files + 1
+        self.looks_without_files = 0 if present or self._is_absent() else self.looks_without_files + 1
         error: RuntimeError
         if self.looks_without_files >= _LOOKS_BEFORE_GONE:
             error = TaskRemovedError(f"task {self.key} has been removed from {self.paths.directory} before it ended")
@@ -85,9 +95,17 @@ class _Watched:
             )
         else:
             return False
-        if self.future.set_running_or_notify_cancel():
-            self.future.set_exception(error)
+        self._end(False, error)
         return True
+
+    def _is_absent(self) -> bool:
+        """Whether the whole directory is not there, be it for a while: that says nothing about the task."""
+        if os.path.isdir(self.paths.folder):
+            self.absent_since = None
+            return False
+        now = time.monotonic()
+        self.absent_since = self.absent_since or now
+        return now - self.absent_since < ABSENT_SECONDS
 
     def _look_for_process(self) -> None:
         """See whether the task is still run; before it has a process it waits for its turn."""

@@ -32,6 +32,10 @@ class SubmissionError(ExplainedError):
     """The queueing system has refused a batch job; the message holds its words."""
 
 
+class QueueSilentError(ExplainedError):
+    """The queueing system has not answered for minutes, so that nobody knows whether a job of the call runs."""
+
+
 class TaskRemovedError(ExplainedError):
     """The files of a task have been removed from the cache before it ended."""
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
-from executorlib.task_scheduler.callbacks import user_code
+from executorlib.standalone.callbacks import user_code
 
 Item = TypeVar("Item")
 

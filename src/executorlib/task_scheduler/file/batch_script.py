@@ -16,16 +16,22 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from executorlib.standalone import slurm_queue
 from executorlib.standalone.command import PATH_VARIABLE
 from executorlib.standalone.errors import SubmissionError
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.slurm import step_command
 
 _SUBMIT_SECONDS = 120.0
+# What sbatch says when it does not know whether the controller has taken the job, and how often that is looked for.
+_UNDECIDED = ("timed out", "Zero Bytes were transmitted", "Unexpected message received")
+_ATTEMPTS = 3
+_ATTEMPT_SECONDS = 2.0
 
 TEMPLATE = """\
 #!/bin/bash
@@ -118,6 +124,7 @@ class BatchSystem:
         self._config_directory = config_directory
         self._pmi_mode = pmi_mode
         self._adapter: Any = None
+        self._last = 0  # the number of the last job: workers of one executor have one script
         self._arguments: list[str] = []
         self._environment: dict[str, str] = {}
 
@@ -190,18 +197,45 @@ class BatchSystem:
         words = len(self.submitter)
         if tuple(command[:words]) == self.submitter:
             command[words:words] = self._arguments
-        done = subprocess.run(
-            command,
-            env={**batch_environment(os.environ), **self._environment},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_SUBMIT_SECONDS,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise SubmissionError(f"{self.name} refuses the job: {done.stderr.strip() or done.stdout.strip()}")
-        return done.stdout.partition(";")[0]  # a number, and the name of the cluster where there are several
+        try:
+            done = subprocess.run(
+                command,
+                env={**batch_environment(os.environ), **self._environment},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_SUBMIT_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            said = f"{self.submitter[0]} has not answered in {error.timeout:g} s"
+        else:
+            if done.returncode == 0:
+                number = done.stdout.partition(";")[0]  # and the name of the cluster, where there are several
+                self._last = int(number) if number.strip().isdigit() else self._last
+                return number
+            said = done.stderr.strip() or done.stdout.strip()
+            if not any(words in said for words in _UNDECIDED):
+                raise SubmissionError(f"{self.name} refuses the job: {said}")
+        found = self._submitted_all_the_same(command[-1])
+        if found is None:
+            raise SubmissionError(f"{self.name} does not say whether it takes the job: {said}")
+        self._last = found
+        return str(found)
+
+    def _submitted_all_the_same(self, script: str) -> int | None:
+        """The number of a job that the controller may have taken before it was too busy to answer."""
+        if self.submitter != BatchSystem.submitter:
+            return None
+        for attempt in range(_ATTEMPTS):
+            time.sleep(attempt * _ATTEMPT_SECONDS)
+            try:
+                number = slurm_queue.number_of_script(os.path.abspath(script), self._last)
+            except (OSError, subprocess.SubprocessError):
+                continue
+            if number is not None:
+                return number
+        return None
 
 
 def batch_environment(environment: Mapping[str, str]) -> dict[str, str]:

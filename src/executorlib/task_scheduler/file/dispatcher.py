@@ -19,6 +19,7 @@ import selectors
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from typing import Any
 
 from executorlib.task_scheduler.file.launcher import JobLauncher
@@ -31,6 +32,8 @@ from executorlib.task_scheduler.tally import Tally
 _LOG = logging.getLogger("executorlib")
 # Processes whose tasks have ended get so long to end too; then they are left to themselves.
 _LAST_SECONDS = 5.0
+# Between submissions there is a look at what runs after such a time.
+_LOOK_SECONDS = 0.1
 
 
 class FileDispatcher:
@@ -54,6 +57,8 @@ class FileDispatcher:
             self._selector.register(descriptor, selectors.EVENT_READ)
         self._tasks = FileTasks(self, launcher, refresh_rate, observer)
         self._closing = False
+        self._cancelling = False  # set by other threads, never taken back
+        self._looked_at = 0.0
         self._closed_at: float | None = None
         self._fatal: BaseException | None = None
         self.thread = threading.Thread(target=self._run, name="executorlib-files", daemon=True)
@@ -97,10 +102,12 @@ class FileDispatcher:
 
     def cancel(self, *, running: bool) -> None:
         """End; cancel the tasks that have not begun, and the jobs of the others too if asked for."""
+        self._cancelling = True
         self.post(lambda: self._close(lambda: self._tasks.cancel(running)))
 
     def kill(self) -> None:
         """End now, and all jobs too."""
+        self._cancelling = True
         self.post(lambda: self._close(self._tasks.kill))
 
     def leave(self) -> None:
@@ -126,9 +133,7 @@ class FileDispatcher:
         try:
             while True:
                 self._work_inbox()
-                for change in self._launcher.changes():
-                    self._tasks.changed(change)
-                self._tasks.look()
+                self._look_around()
                 if not self._inbox.may_sleep():
                     continue
                 if self._closing and self._is_over():
@@ -158,19 +163,34 @@ class FileDispatcher:
 
     def _work_inbox(self) -> None:
         for item in self._inbox.take():
+            if callable(item):
+                item()
+                continue
+            tasks = [item] if isinstance(item, FileTask) else item
+            if self._cancelling:  # that comes later in the inbox, and is not to find them submitted
+                for task in tasks:
+                    self._tasks.fail(task, CancelledError())
+                continue
             if isinstance(item, FileTask):
                 self._tasks.admit(item)
-            elif callable(item):
-                item()
             else:
                 self._tasks.admit_together(item)
+            # To hand over a job may take its time, and there may be thousands.
+            if time.monotonic() - self._looked_at > _LOOK_SECONDS:
+                self._look_around()
+
+    def _look_around(self) -> None:
+        for change in self._launcher.changes():
+            self._tasks.changed(change)
+        self._tasks.look()
+        self._looked_at = time.monotonic()
 
     def _end(self) -> None:
+        self._tasks.close(self._fatal)  # first: of a launcher that is closed nothing can be asked
         with contextlib.suppress(Exception):
             self._launcher.close()
         self._inbox.end(self._refuse)
         self._selector.close()
-        self._tasks.close(self._fatal)
 
     def _refuse(self, item: FileTask | Sequence[FileTask]) -> None:
         reason = self._fatal or "cannot schedule new futures after shutdown"

@@ -77,6 +77,10 @@ class JobChange:
     error: BaseException | None = None
 
 
+class NotNowError(Exception):
+    """The queueing system cannot be asked now. It is to be tried again."""
+
+
 class JobLauncher(ABC):
     """Starts jobs, watches them, ends them. All methods are called by one thread, the dispatcher's.
 
@@ -100,7 +104,12 @@ class JobLauncher(ABC):
 
     @abstractmethod
     def find(self, job: Job) -> JobNumber | None:
-        """The number of the living job that another program has started for a task; from now on it is watched."""
+        """The number of the living job that another program has started for a task; from now on it is watched.
+
+        Raises:
+            NotNowError: that cannot be told now
+            Exception: it cannot be told for so long that the task is to fail
+        """
 
     @abstractmethod
     def submit(self, job: Job) -> JobNumber:

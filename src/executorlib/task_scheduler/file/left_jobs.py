@@ -1,5 +1,7 @@
 """Program that begins the jobs which a program has left behind before they had begun, and ends when they have ended.
 
+Those that run already are watched, so that they are ended after their `run_time_max`.
+
 It is started by `LocalJobs.leave` and reads what is to be done from its standard input: the number of cores, and the
 jobs in the order of their submission.
 """

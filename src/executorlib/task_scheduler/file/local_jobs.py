@@ -114,6 +114,7 @@ class LocalJobs(JobLauncher):
         self._numbers = itertools.count(1)
         self._waiting: dict[int, Job] = {}
         self._order: list[tuple[int, int]] = []  # heap of priority and number; numbers that no longer wait are skipped
+        self._later: list[tuple[float, int]] = []  # when some of the waiting are to be tried again
         self._processes: dict[int, _Process] = {}
         self._changes: list[JobChange] = []
         self._selector = selectors.DefaultSelector() if hasattr(os, "pidfd_open") else None
@@ -135,6 +136,7 @@ class LocalJobs(JobLauncher):
         if self._changes:
             return 0.0
         moments = [due for process in self._processes.values() if (due := process.due()) is not None]
+        moments += [moment for moment, _ in self._later[:1]]
         if any(process.descriptor is None and not process.served for process in self._processes.values()):
             moments.append(time.monotonic() + self._pause)
         return min(moments, default=None)
@@ -163,6 +165,10 @@ class LocalJobs(JobLauncher):
             due = process.due()
             if due is not None and due <= now:
                 self._expire(process, now)
+        while self._later and self._later[0][0] <= now:
+            number = self._later.pop(0)[1]
+            if number in self._waiting:
+                self._wait(number, self._waiting[number])
         self._start_waiting()
         changes, self._changes = self._changes, []
         return changes
@@ -180,7 +186,8 @@ class LocalJobs(JobLauncher):
         return any(p.popen is not None or p.served or p.kill_at is not None for p in self._processes.values())
 
     def leave(self, jobs: Sequence[LeftJob]) -> None:
-        if self._waiting or len(jobs) > len(self._processes):
+        limited = any(process.deadline is not None for process in self._processes.values())
+        if self._waiting or limited or len(jobs) > len(self._processes):
             program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "left_jobs.py")
             with subprocess.Popen(
                 [sys.executable, program],
@@ -373,13 +380,16 @@ class LocalJobs(JobLauncher):
             cause == describe_exit(cache_claim.TAKEN_EXIT_CODE)
             and not cache_claim.was_taken_by(process.job.paths, process.pid)
         )
-        claim = cache_claim.holder(process.job.paths)  # and the note of a process that was killed is removed
+        cache_claim.forget_dead(process.job.paths)  # it was killed
+        claim = cache_claim.holder(process.job.paths)
         if process.verdict is None and taken and not is_ended(process.job.paths.output):
             # It was another program's, or has left the task to another program's.
             if claim is not None:
                 self._adopt(process.number, process.job, claim)
             elif os.path.exists(process.job.paths.input):
-                self._wait(process.number, process.job)
+                # With a pause: whoever has it may be seen by the job, and not from here.
+                self._waiting[process.number] = process.job
+                self._later.append((time.monotonic() + _LONGEST_PAUSE, process.number))
             else:
                 self._changes.append(JobChange(process.number, JobState.ENDED))
             return

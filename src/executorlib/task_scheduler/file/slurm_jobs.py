@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -21,12 +20,13 @@ from dataclasses import dataclass
 from executorlib.standalone import cache_queue, slurm_queue
 from executorlib.standalone.cache_file import CacheFileError
 from executorlib.standalone.cache_outcome import remove
-from executorlib.standalone.cache_paths import array_directory, remove_array
+from executorlib.standalone.cache_paths import CachePaths, array_directory, array_mark, remove_array
 from executorlib.standalone.cache_queue import JobNumber, as_number
 from executorlib.standalone.cache_trust import make_private_directory
 from executorlib.standalone.command import RUN_TIME_VARIABLE, get_command_path
 from executorlib.standalone.errors import WorkerDiedError
 from executorlib.standalone.hdf import get_queue_id
+from executorlib.standalone.serialize import dumps
 from executorlib.standalone.slurm_queue import JobStatus
 from executorlib.task_scheduler.file.batch_script import BatchJob, BatchSystem
 from executorlib.task_scheduler.file.launcher import (
@@ -38,12 +38,14 @@ from executorlib.task_scheduler.file.launcher import (
     end_of_log,
     remove_if_empty,
 )
-from executorlib.task_scheduler.file.slurm_watch import SlurmQueue
+from executorlib.task_scheduler.file.slurm_watch import AGAIN_SECONDS, SlurmQueue
 
 _LOG = logging.getLogger("executorlib")
 _RESTARTED = frozenset({"TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
 # Elements whose tasks others have done are taken from the queue together.
 _DROP_SECONDS = 2.0
+# A command line has a limit.
+_CANCELLED_TOGETHER = 500
 # An array may have so many elements by default (MaxArraySize less one); how many here is asked once.
 _ARRAY_SIZE = 1000
 
@@ -85,19 +87,27 @@ class SlurmJobs(JobLauncher):
         self._queue = SlurmQueue()
         self._jobs: dict[str, _Submitted] = {}
         self._to_cancel: list[str] = []
+        self._cancel_at = 0.0  # not before
+        self._cancel_fails = False
         self._to_drop: list[str] = []  # to be taken from the queue, unless they run
         self._drop_at: float | None = None
         self._changes: list[JobChange] = []
         self._array_size: int | None = None
+        self._held: set[str] = set()  # of which that has been said
+        self._restarted: dict[str, CachePaths] = {}  # jobs that were put back into the queue, and their tasks
         self._arrays: dict[str, int] = {}  # directories of arrays, and how many elements are not done with
 
     def fileno(self) -> int | None:
         return self._queue.fileno()
 
     def deadline(self) -> float | None:
-        if self._changes or self._to_cancel:
+        if self._changes:
             return 0.0
-        moments = [self._drop_at, self._queue.due if self._jobs else None]
+        moments = [
+            self._cancel_at if self._to_cancel else None,
+            self._drop_at,
+            self._queue.due if self._jobs else None,
+        ]
         return min((moment for moment in moments if moment is not None), default=None)
 
     def find(self, job: Job) -> JobNumber | None:
@@ -136,7 +146,9 @@ class SlurmJobs(JobLauncher):
         found: list[JobNumber | Exception] = [RuntimeError("it was not submitted")] * len(jobs)
         groups: dict[object, list[int]] = {}
         for place, job in enumerate(jobs):
-            key = (job.name, job.paths.directory, job.resources._replace(cache_key=None))
+            variables = dumps(job.resources.template_variables).data  # of any type, lists too
+            resources = job.resources._replace(cache_key=None, template_variables=())
+            key = (job.name, job.paths.directory, resources, variables)
             groups.setdefault(key, []).append(place)
         for places in groups.values():
             for start in range(0, len(places), self._largest_array()):
@@ -161,8 +173,13 @@ class SlurmJobs(JobLauncher):
     def cancel(self, job: JobNumber) -> None:
         submitted = self._jobs.pop(str(job), None)
         if submitted is not None:
-            self._to_cancel.append(str(job))
+            self._to_cancel += [str(job), *self._helper(str(job), submitted)]
             self._clean_up(submitted)
+            if submitted.array is not None and submitted.array not in self._arrays:
+                # All its tasks are done, or called off: none of its elements is to go on with one of these.
+                array = str(job).partition("_")[0]
+                others = [number for number in self._to_cancel if number.partition("_")[0] != array]
+                self._to_cancel = [*others, array]
 
     def withdraw(self, job: JobNumber) -> None:
         submitted = self._jobs.pop(str(job), None)
@@ -194,6 +211,8 @@ class SlurmJobs(JobLauncher):
 
     def close(self) -> None:
         self._cancel_now(last=True)
+        if self._to_cancel:
+            _LOG.warning("these jobs could not be cancelled: %s", " ".join(_ranges(self._to_cancel)))
         self._queue.close()
 
     # Submitting
@@ -238,6 +257,18 @@ class SlurmJobs(JobLauncher):
         except OSError as error:  # only a program that comes after this one would have needed it
             _LOG.warning("the number of job %s cannot be kept: %s", number, error)
 
+    def _helper(self, number: str, submitted: _Submitted) -> list[str]:
+        """The element that runs the task of another: its own has ended, so that it is none of the jobs any more."""
+        array, _, element = number.partition("_")
+        if submitted.array is None:
+            return []
+        try:
+            with open(array_mark(submitted.array, element)) as file:
+                helper = file.read()
+        except OSError:  # nobody has begun it
+            return []
+        return [f"{array}_{helper}"] if helper.isdigit() and helper != element else []
+
     def _largest_array(self) -> int:
         if self._array_size is None:
             self._array_size = slurm_queue.largest_array() or _ARRAY_SIZE
@@ -256,7 +287,7 @@ class SlurmJobs(JobLauncher):
         left = self._arrays[submitted.array] = self._arrays[submitted.array] - 1
         if left == 0:
             del self._arrays[submitted.array]
-            self._cancel_now(last=True)
+            self._cancel_now(last=True)  # before its directory is gone, where they would look for their tasks
             remove_array(submitted.array)
 
     # What the queue says
@@ -267,7 +298,9 @@ class SlurmJobs(JobLauncher):
             return
         if status.state in slurm_queue.WAITING:
             submitted.begun = False
-            if status.never_starts:
+            if status.held:
+                self._warn_of_held(number, submitted, status)
+            if status.never_starts and not (status.unsatisfied and self._waits_for_another_try(number, submitted)):
                 self._to_cancel.append(number)
                 self._ended(number, submitted, status, f"it can never start: {status.reason}")
         elif not status.ended:
@@ -284,12 +317,32 @@ class SlurmJobs(JobLauncher):
         ):
             submitted.restarts += 1
             submitted.begun = False
+            self._restarted[number] = submitted.job.paths
             self._queue.submitted()
             _LOG.info(
                 "job %s runs again after %s (%d of %d)", number, status.state, submitted.restarts, self._restart_limit
             )
         else:
             self._ended(number, submitted, status, status.explain())
+
+    def _warn_of_held(self, number: str, submitted: _Submitted, status: JobStatus) -> None:
+        """Say once of a job, or of an array, that it waits for somebody."""
+        master = number.partition("_")[0]
+        if master not in self._held:
+            self._held.add(master)
+            _LOG.warning("job %s of %s is held: %s", number, submitted.job.name, status.explain())
+
+    def _waits_for_another_try(self, number: str, submitted: _Submitted) -> bool:
+        """Whether a job that another depends on is to run again, or has. Slurm may stay with what it said before."""
+        inputs = [str(each) for each in submitted.job.depends_on]
+        if any(each in self._jobs for each in inputs):
+            return True  # how it ends is not known yet
+        tried = [self._restarted[each] for each in inputs if each in self._restarted]
+        if not tried:
+            return False
+        if not all(os.path.exists(paths.output) for paths in tried):
+            return True  # its error is about to be told
+        return slurm_queue.forget_dependencies(number)
 
     def _check_time(self, number: str, submitted: _Submitted, status: JobStatus) -> None:
         """Slurm counts whole minutes; the limit of the task may be shorter."""
@@ -321,17 +374,25 @@ class SlurmJobs(JobLauncher):
 
     def _cancel_now(self, *, last: bool = False) -> None:
         if self._drop_at is not None and (last or self._drop_at <= time.monotonic()):
-            waiting, self._to_drop, self._drop_at = self._to_drop, [], None
+            self._to_drop = self._not_cancelled(self._to_drop, "--state=PENDING")
+            self._drop_at = time.monotonic() + AGAIN_SECONDS if self._to_drop else None
+        if self._to_cancel and (last or self._cancel_at <= time.monotonic()):
+            self._to_cancel = self._not_cancelled(self._to_cancel)
+            self._cancel_at = time.monotonic() + AGAIN_SECONDS if self._to_cancel else 0.0
+
+    def _not_cancelled(self, numbers: list[str], *options: str) -> list[str]:
+        """Cancel jobs; returns those for which that is to be tried again."""
+        for start in range(0, len(numbers), _CANCELLED_TOGETHER):
+            some = numbers[start : start + _CANCELLED_TOGETHER]
             try:
-                slurm_queue.cancel(_ranges(waiting), "--state=PENDING")
-            except (OSError, subprocess.SubprocessError) as error:
-                _LOG.warning("jobs whose tasks are done cannot be cancelled: %s", error)
-        if self._to_cancel:
-            numbers, self._to_cancel = self._to_cancel, []
-            try:
-                slurm_queue.cancel(numbers)
-            except (OSError, subprocess.SubprocessError) as error:
-                _LOG.warning("jobs cannot be cancelled: %s", error)
+                slurm_queue.cancel(_ranges(some) if options else some, *options)
+            except OSError as error:
+                if not self._cancel_fails:
+                    _LOG.warning("jobs cannot be cancelled, it is tried again: %s", error)
+                self._cancel_fails = True
+                return numbers[start:]
+        self._cancel_fails = False
+        return []
 
 
 def _remove_script(folder: str) -> None:

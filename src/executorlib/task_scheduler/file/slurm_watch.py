@@ -11,7 +11,9 @@ import time
 from collections.abc import Container, Iterable
 
 from executorlib.standalone import slurm_queue
+from executorlib.standalone.errors import QueueSilentError
 from executorlib.standalone.slurm_queue import JobStatus
+from executorlib.task_scheduler.file.launcher import NotNowError
 
 _LOG = logging.getLogger("executorlib")
 FIRST_PAUSE = 5.0
@@ -20,9 +22,13 @@ _LONGEST_PAUSE = 60.0
 _GROWTH = 1.3
 # The controller may take so long to list a job that it has just accepted, and to forget one that has ended.
 _UNSEEN_SECONDS = 20.0
+_RUNAWAY_SECONDS = 300.0
 _SOON_SECONDS = 0.5
 # What was asked so long ago is still news to who begins.
 _FRESH_SECONDS = 2.0
+AGAIN_SECONDS = 5.0
+"""Seconds after which a controller that is away is asked again."""
+_SILENT_SECONDS = 300.0
 
 
 class SlurmQueue:
@@ -41,6 +47,9 @@ class SlurmQueue:
         self._answer: dict[str, JobStatus] | None = None
         self._last: dict[str, JobStatus] = {}
         self._known_at = float("-inf")
+        self._silent_at = float("-inf")  # when it has last not answered somebody who waited for it
+        self._silence: float | None = None  # since when that has been so
+        self._said = ""
         self._missing: dict[str, float] = {}
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
@@ -66,13 +75,31 @@ class SlurmQueue:
         """The jobs as they are now, or were a moment ago; waits for the answer.
 
         Raises:
-            OSError, subprocess.SubprocessError: there is none
+            NotNowError: there is none, or was none a moment ago
+            QueueSilentError: there has been none for minutes
         """
-        if time.monotonic() - self._known_at > _FRESH_SECONDS:
+        if time.monotonic() - self._known_at <= _FRESH_SECONDS:
+            return self._last
+        if time.monotonic() - self._silent_at > AGAIN_SECONDS:
             self.questions += 1
-            self._last = slurm_queue.query()
-            self._known_at = time.monotonic()
-        return self._last
+            try:
+                self._last = slurm_queue.query()
+            except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
+                self._silent_at = time.monotonic()
+                if self._silence is None:
+                    _LOG.warning("Slurm does not say which jobs run, it is asked again: %s", error)
+                    self._silence = self._silent_at
+                self._said = str(error)
+            else:
+                self._known_at = time.monotonic()
+                self._silence = None
+                return self._last
+        if self._silence is not None and time.monotonic() - self._silence > _SILENT_SECONDS:
+            raise QueueSilentError(
+                f"Slurm has not answered for minutes, and a job of this call may run: {self._said}. Submit it again "
+                "when squeue answers"
+            )
+        raise NotNowError
 
     def news(self, jobs: Iterable[str]) -> dict[str, JobStatus]:
         """Ask if it is time for it; the states of these jobs, if an answer has come.
@@ -86,7 +113,10 @@ class SlurmQueue:
         if self._asked is None and self.due <= now and wanted:
             self._asked = now
             self.due = now + 2 * _LONGEST_PAUSE  # until the answer comes
-            threading.Thread(target=self._ask, name="executorlib-squeue", daemon=True).start()
+            try:
+                threading.Thread(target=self._ask, name="executorlib-squeue", daemon=True).start()
+            except RuntimeError:  # a limit of processes, or the end of the interpreter
+                self._ask()
         answer, self._answer = self._answer, None
         if answer is None:
             return {}
@@ -99,8 +129,13 @@ class SlurmQueue:
         self._last, self._known_at = answer, now
         found = {job: answer[job] for job in wanted if job in answer}
         gone = self._gone(wanted, answer, now)
-        ended = slurm_queue.query_ended(gone)
-        found.update({job: ended.get(job, JobStatus("UNKNOWN", 0.0, "Slurm knows it no more")) for job in gone})
+        known = slurm_queue.query_ended(gone)
+        for job in gone:
+            status = known.get(job)
+            # The accounting may miss the end of a job, and say for ever that it runs.
+            if status is None or (not status.ended and now - self._missing[job] >= _RUNAWAY_SECONDS):
+                status = JobStatus("UNKNOWN", 0.0, "Slurm knows it no more")
+            found[job] = status
         return found
 
     def close(self) -> None:
@@ -115,7 +150,7 @@ class SlurmQueue:
         self.questions += 1
         try:
             answer = slurm_queue.query()
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
+        except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
             _LOG.warning("Slurm does not say how the jobs are: %s", error)
             answer = self._last
         self._answer = answer

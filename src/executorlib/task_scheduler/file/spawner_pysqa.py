@@ -134,11 +134,12 @@ def _terminate(tasks: list[CachePaths], config_directory: str | None, backend: s
             if _states(adapter, [number])[number] in ("running", "pending"):
                 adapter.delete_job(process_id=number)
             cache_queue.forget(paths)
+            cache_claim.release(paths)
         # Before the end of the process: whoever sees that is to know that it was wanted.
         remove(paths.input)
         if number is None and claim is not None:
             end_group(claim.pid, gently=claim.ranks)
-            cache_claim.holder(paths)
+        cache_claim.forget_dead(paths)
 
 
 def _adapter(config_directory: str | None, queue_type: str | None) -> Any:

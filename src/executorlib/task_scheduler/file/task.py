@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from executorlib.standalone.cache_key import alias_key, call_key
-from executorlib.standalone.cache_outcome import Outcome
+from executorlib.standalone.cache_outcome import Outcome, named_by_call, with_cores
 from executorlib.standalone.cache_paths import CachePaths, aliased_output
 from executorlib.standalone.cache_queue import JobNumber
 from executorlib.standalone.resources import Resources
@@ -106,9 +106,11 @@ class Call:
         key, alias = resources.cache_key, None
         if key is None:
             found = call_key(fn, args, kwargs)
-            key = found.key
             alias = alias_key(fn, args, kwargs) if found.movable else None
-        paths = CachePaths.of(resources.cache_directory, key)
+            alias = alias and with_cores(alias, resources.cores)
+            paths = named_by_call(resources.cache_directory, found.key, resources.cores)
+        else:
+            paths = CachePaths.of(resources.cache_directory, key)
         moved = aliased_output(resources.cache_directory, alias) if alias is not None else None
         values = {"function": fn, "input_args": args, "input_kwargs": kwargs}
         datasets = {name: cloudpickle.dumps(value, protocol=_PROTOCOL) for name, value in values.items()}

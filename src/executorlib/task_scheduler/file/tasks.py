@@ -24,11 +24,11 @@ from executorlib.standalone.cache_outcome import (
 from executorlib.standalone.cache_paths import remember_alias
 from executorlib.standalone.cache_queue import JobNumber
 from executorlib.standalone.cache_trust import make_private_directory
+from executorlib.standalone.callbacks import user_code
 from executorlib.standalone.errors import TaskRemovedError, WorkerDiedError
 from executorlib.standalone.select import will_end
 from executorlib.standalone.serialize import dumps
-from executorlib.task_scheduler.callbacks import user_code
-from executorlib.task_scheduler.file.launcher import Job, JobChange, JobLauncher, JobState, LeftJob
+from executorlib.task_scheduler.file.launcher import Job, JobChange, JobLauncher, JobState, LeftJob, NotNowError
 from executorlib.task_scheduler.file.observed import ObservedJobs
 from executorlib.task_scheduler.file.task import Call, FileFuture, FileTask, OpenCall, task_future
 from executorlib.task_scheduler.file.watch import OutputWatch
@@ -36,6 +36,10 @@ from executorlib.task_scheduler.observer import Observer
 from executorlib.task_scheduler.tally import Tally
 
 _LOG = logging.getLogger("executorlib")
+# The pause between two attempts to find the jobs of tasks.
+_ASK_SECONDS = 5.0
+# They go on a command line, and a queueing system looks at all of them again and again.
+_MOST_DEPENDENCIES = 500
 
 
 class Owner(Protocol):
@@ -63,6 +67,8 @@ class FileTasks:
         self._tasks: dict[str, FileTask] = {}  # by output file
         self._open: dict[int, FileTask] = {}  # whose calls have no name yet
         self._jobs: dict[JobNumber, FileTask] = {}
+        self._unasked: dict[int, FileTask] = {}  # which may have a job, while the queue cannot be asked
+        self._ask_at = 0.0
         self._gathered: list[FileTask] | None = None  # while tasks are admitted that were submitted together
         self._late: list[FileTask] = []  # whose job has ended, and whose output may come into sight
         self._ended = self._failed = self._dropped = 0
@@ -75,7 +81,8 @@ class FileTasks:
     @property
     def due(self) -> float | None:
         """When `look` wants to be called next (monotonic clock)."""
-        return self._watch.due
+        moments = (self._watch.due, self._ask_at if self._unasked else None)
+        return min((moment for moment in moments if moment is not None), default=None)
 
     def tally(self) -> Tally:
         """How far the run is. May be read from any thread: a number may be that of a moment before."""
@@ -85,9 +92,11 @@ class FileTasks:
         return Tally(known + ended, ended, self._failed, self._dropped, running, running)
 
     def close(self, reason: BaseException | None) -> None:
-        """Fail what is left, after the end of the dispatcher."""
+        """Fail what is left, at the end of the dispatcher. The jobs go on: the next program finds them."""
         for task in [*self._tasks.values(), *self._open.values()]:
-            self.fail(task, RuntimeError(f"The executor has failed: {reason!r}"))
+            goes_on = "" if task.job is None else "; the job goes on, and the same call, submitted again, finds it"
+            self._let_go(task)
+            self._finish(task, Outcome(False, RuntimeError(f"The executor has failed: {reason!r}{goes_on}")))
         if self._observed is not None:
             self._observed.close()
 
@@ -105,15 +114,21 @@ class FileTasks:
 
     def admit_together(self, tasks: Sequence[FileTask]) -> None:
         """Admit tasks, and submit together the jobs of those that need one now."""
+        self._gather(self.admit, tasks)
+
+    def _gather(self, work: Callable[[FileTask], None], tasks: Sequence[FileTask]) -> None:
         self._gathered = []
         try:
             for task in tasks:
-                self.admit(task)
+                work(task)
         finally:
             gathered, self._gathered = self._gathered, None
-        gathered = [task for task in gathered if task.futures]
-        if gathered:
-            numbers = self._launcher.submit_together([self._job(task) for task in gathered])
+        if gathered := [task for task in gathered if task.futures]:
+            numbers: Sequence[JobNumber | Exception]
+            try:
+                numbers = self._launcher.submit_together([self._job(task) for task in gathered])
+            except Exception as error:
+                numbers = [error] * len(gathered)
             for task, number in zip(gathered, numbers, strict=True):
                 if isinstance(number, Exception):
                     self.fail(task, number)
@@ -128,6 +143,13 @@ class FileTasks:
             self._join(known, task)
             return
         self._tasks[paths.output] = task
+        self._find_job(task)
+
+    def _find_job(self, task: FileTask) -> None:
+        """See whether another program has started a job for a new task; start one otherwise."""
+        paths = task.files
+        if self._tasks.get(paths.output) is not task:  # it has ended while the queue could not be asked
+            return
         try:
             self._prepare(paths.directory)
             if self._settle(task, fresh=True):
@@ -137,6 +159,10 @@ class FileTasks:
                 content = {name: [data] for name, data in task.call.datasets.items()}
                 # What a power failure takes is submitted again.
                 cache_file.write(paths.input, content, flush=False)
+        except NotNowError:
+            self._unasked[task.number] = task
+            self._ask_at = time.monotonic() + _ASK_SECONDS
+            return
         except Exception as error:
             self.fail(task, error)
             return
@@ -185,7 +211,7 @@ class FileTasks:
             return
         elif task.number in self._open:
             self._close_call(task)
-        elif task.job is None:
+        elif task.job is None and task.number not in self._unasked:
             self._submit(task, ())
 
     def _close_call(self, task: FileTask) -> None:
@@ -227,7 +253,8 @@ class FileTasks:
             if known is None or known.job is None:
                 return
             jobs.append(known.job)
-        self._submit(task, tuple(jobs))
+        if len(jobs) <= _MOST_DEPENDENCIES:
+            self._submit(task, tuple(jobs))
 
     def _submit(self, task: FileTask, depends_on: tuple[JobNumber, ...]) -> None:
         if self._gathered is not None and not depends_on:
@@ -278,7 +305,7 @@ class FileTasks:
         paths = task.files
         if change.error is not None:
             self.fail(task, change.error)
-        elif not os.path.exists(paths.input):
+        elif not os.path.exists(paths.input) and os.path.isdir(paths.folder):
             self._gone(task)
         elif late:
             task.ended_at = time.monotonic()
@@ -288,6 +315,9 @@ class FileTasks:
 
     def look(self) -> None:
         """Look which outputs have come into sight, if it is time to."""
+        if self._unasked and self._ask_at <= time.monotonic():
+            again, self._unasked = self._unasked, {}
+            self._gather(self._find_job, list(again.values()))
         if self._watch.due is None or self._watch.due > time.monotonic():
             return
         seen = self._watch.look()
@@ -297,10 +327,15 @@ class FileTasks:
         for output in seen.gone:
             if output in self._tasks:
                 self._gone(self._tasks[output])
+        for output in seen.lost:
+            if output in self._tasks:
+                self._lost(self._tasks[output])
         if self._late:
             oldest = time.monotonic() - self._launcher.output_seconds
             for task in self._late:
-                if task.ended_at is not None and task.ended_at < oldest and not self._settle(task, last=True):
+                if task.ended_at is None or task.ended_at >= oldest or not os.path.isdir(task.files.folder):
+                    continue
+                if not self._settle(task, last=True):
                     self._died(task)
             self._late = [task for task in self._late if task.files.output in self._tasks]
 
@@ -324,13 +359,18 @@ class FileTasks:
             if fresh:
                 _LOG.warning("the call is run again: %s", error)
             return False
+        except Exception as error:  # the file server has lost it for a moment, or there is not enough memory
+            if isinstance(error, OSError) and not (fresh or last):
+                return False
+            self.fail(task, error)
+            return True
         for future in task.futures:
             future.kept = not outcome.succeeded
         if outcome.succeeded and isinstance(task.call, Call) and task.call.alias is not None:
             remember_alias(paths, task.call.alias)
         if fresh:  # an input beside it is that of a worker that was killed between the two
             remove(paths.input)
-        if task.job is not None and self._launcher.settled(task.job):
+        if task.job is not None and self._tell(self._launcher.settled, task.job):
             self._jobs.pop(task.job, None)
         self._finish(task, outcome)
         return True
@@ -340,16 +380,37 @@ class FileTasks:
         self.fail(task, WorkerDiedError(f"The job of the task {name} has ended without a result: {task.cause}"))
 
     def _gone(self, task: FileTask) -> None:
+        text = f"task {task.files.stem} has been removed from {task.files.directory} before it ended"
+        self.fail(task, TaskRemovedError(text))
+
+    def _lost(self, task: FileTask) -> None:
+        """Nobody knows what has become of a task; its job may have run for hours, and goes on."""
         paths = task.files
-        error = TaskRemovedError(f"task {paths.stem} has been removed from {paths.directory} before it ended")
-        self.fail(task, error)
+        self._let_go(task)
+        text = f"the directory {paths.folder} is no longer there: what becomes of task {paths.stem} is not known here"
+        self._finish(task, Outcome(False, TaskRemovedError(text)))
 
     def fail(self, task: FileTask, error: BaseException) -> None:
         """End a task without its output; what is left of its job is ended too."""
-        if task.job is not None:
-            self._jobs.pop(task.job, None)
-            self._launcher.cancel(task.job)
+        job = self._let_go(task)
+        if job is not None:
+            self._tell(self._launcher.cancel, job)
         self._finish(task, Outcome(False, error))
+
+    def _let_go(self, task: FileTask) -> JobNumber | None:
+        """Have no more to do with the job of a task; returns its number."""
+        job, task.job = task.job, None
+        if job is not None:
+            self._jobs.pop(job, None)
+        return job
+
+    def _tell(self, what: Callable[[JobNumber], Any], job: JobNumber) -> Any:
+        """Tell the launcher something about a job. Whatever goes wrong there, the futures come to their end."""
+        try:
+            return what(job)
+        except Exception:
+            _LOG.exception("job %s", job)
+            return None
 
     def _finish(self, task: FileTask, outcome: Outcome) -> None:
         self._ended += 1
@@ -369,6 +430,7 @@ class FileTasks:
     def _drop(self, task: FileTask) -> list[FileFuture]:
         """Take a task out of the books; returns its futures."""
         self._open.pop(task.number, None)
+        self._unasked.pop(task.number, None)
         if task.paths is not None and self._tasks.get(task.paths.output) is task:
             del self._tasks[task.paths.output]
             self._watch.discard(task.paths)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from dataclasses import dataclass, field
 
-from executorlib.standalone.cache_paths import CachePaths
+from executorlib.standalone.cache_paths import ABSENT_SECONDS, CachePaths
 
+_LOG = logging.getLogger("executorlib")
 _LONGEST_PAUSE = 2.0
 _PAUSE_GROWTH = 1.5
 # A look may take this part of a core, however many tasks are waited for.
@@ -34,12 +36,14 @@ class Seen:
     Attributes:
         ended: output files that are there
         gone: output files of tasks of which no file is left
+        lost: output files of tasks whose directory has not been there for minutes
         news: whether any of the outputs was not there before
     """
 
     ended: list[str] = field(default_factory=list)
     news: bool = False
     gone: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
 
 
 class OutputWatch:
@@ -56,6 +60,7 @@ class OutputWatch:
         self._pause = self._first
         self._next = 0.0
         self._folders: dict[str, dict[str, _Watched]] = {}
+        self._absent: dict[str, float] = {}  # folders that cannot be listed, and since when
 
     def add(self, paths: CachePaths) -> None:
         """Look for the output of a task from now on."""
@@ -72,6 +77,7 @@ class OutputWatch:
         watched = self._folders.get(folder)
         if watched is not None and watched.pop(name, None) is not None and not watched:
             del self._folders[folder]
+            self._absent.pop(folder, None)
 
     def hurry(self) -> None:
         """Something has happened: more may follow soon."""
@@ -90,15 +96,23 @@ class OutputWatch:
         for folder, watched in self._folders.items():
             try:
                 names = set(os.listdir(folder))
-            except (FileNotFoundError, NotADirectoryError):
-                names = set()
-            except OSError:  # the file server does not answer, or may not be asked now
+            except OSError as error:
+                self._cannot_list(folder, error, seen, start)
                 continue
+            self._absent.pop(folder, None)
             _compare(names, watched, seen, start)
         taken = time.monotonic() - start
         self._pause = self._first if seen.news else min(self._pause * _PAUSE_GROWTH, self._longest)
         self._next = start + max(self._pause, taken / _SHARE)
         return seen
+
+    def _cannot_list(self, folder: str, error: OSError, seen: Seen, now: float) -> None:
+        """A file server that is away, or a mount that is being made again, says nothing about the tasks."""
+        if folder not in self._absent:
+            _LOG.warning("the cache directory cannot be listed, it is waited for: %s", error)
+        since = self._absent.setdefault(folder, now)
+        if isinstance(error, FileNotFoundError | NotADirectoryError) and now - since >= ABSENT_SECONDS:
+            seen.lost += [each.paths.output for each in self._folders[folder].values()]
 
 
 def _compare(names: set[str], watched: dict[str, _Watched], seen: Seen, now: float) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
+from executorlib.standalone.callbacks import user_code
 from executorlib.standalone.errors import TaskExitError, WorkerDiedError, safe_repr
 from executorlib.standalone.interactive.messages import DONE, EXITED, RANKS_DONE
 from executorlib.standalone.serialize import Payload, load_error
-from executorlib.task_scheduler.callbacks import user_code
 from executorlib.task_scheduler.interactive.task import Task
 from executorlib.task_scheduler.interactive.worker import Worker
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from executorlib.standalone.cache_file import CacheFileError
 from executorlib.standalone.cache_key import alias_key, call_key
+from executorlib.standalone.cache_outcome import named_by_call, with_cores
 from executorlib.standalone.cache_paths import CachePaths, aliased_output, remember_alias
 from executorlib.standalone.callables import function_name
 from executorlib.standalone.functions import FunctionRef, FunctionTable
@@ -89,9 +90,11 @@ class ResultCache:
         alias = None
         if key is None:
             found = call_key(fn, args, kwargs)
-            key = found.key
+            paths = named_by_call(directory, found.key, call.resources.cores)
             alias = alias_key(fn, args, kwargs) if found.movable else None
-        paths = CachePaths.of(directory, key)
+            alias = alias and with_cores(alias, call.resources.cores)
+        else:
+            paths = CachePaths.of(directory, key)
         running = self._claim(paths.output, call.future)
         if running is not None:
             return running, fn

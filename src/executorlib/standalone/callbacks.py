@@ -1,4 +1,4 @@
-"""The user's code in a dispatcher's thread."""
+"""The user's code in a thread of this library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LOG = logging.getLogger("executorlib")
 
 @contextlib.contextmanager
 def user_code() -> Iterator[None]:
-    """Callbacks of a future belong to the user: whatever they raise must not end the dispatcher."""
+    """Callbacks of a future belong to the user: whatever they raise must not end the thread."""
     try:
         yield
     except BaseException:

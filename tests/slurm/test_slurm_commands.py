@@ -127,3 +127,10 @@ def test_the_allocation_of_an_environment() -> None:
 )
 def test_which_calls_need_a_step(resources: dict[str, Any], needed: bool) -> None:
     assert needs_step(Resources().updated(resources)) is needed
+
+
+@pytest.mark.xdist_group("slurm")
+def test_tests_that_share_a_slurm_run_in_one_process(request: pytest.FixtureRequest) -> None:
+    """pytest-xdist knows their group by the end of their ids, with those versions of pytest that let it."""
+    if getattr(request.config.option, "loadgroup", False):
+        assert request.node.nodeid.endswith("@slurm")

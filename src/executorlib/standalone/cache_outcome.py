@@ -86,8 +86,8 @@ def named_by_call(directory: str, key: str, cores: int) -> CachePaths:
 
 
 def with_cores(key: str, cores: int) -> str:
-    """The name of a call, that of it on one core, where it runs on so many."""
-    return key if cores == 1 else f"{key}-{cores}cores"
+    """A name of a call that says on how many cores it runs."""
+    return f"{key}-{cores}cores"
 
 
 def write_outcome(

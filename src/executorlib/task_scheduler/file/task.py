@@ -107,7 +107,8 @@ class Call:
         if key is None:
             found = call_key(fn, args, kwargs)
             alias = alias_key(fn, args, kwargs) if found.movable else None
-            alias = alias and with_cores(alias, resources.cores)
+            if alias is not None and resources.cores > 1:
+                alias = with_cores(alias, resources.cores)
             paths = named_by_call(resources.cache_directory, found.key, resources.cores)
         else:
             paths = CachePaths.of(resources.cache_directory, key)

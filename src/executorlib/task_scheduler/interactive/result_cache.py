@@ -92,7 +92,8 @@ class ResultCache:
             found = call_key(fn, args, kwargs)
             paths = named_by_call(directory, found.key, call.resources.cores)
             alias = alias_key(fn, args, kwargs) if found.movable else None
-            alias = alias and with_cores(alias, call.resources.cores)
+            if alias is not None and call.resources.cores > 1:
+                alias = with_cores(alias, call.resources.cores)
         else:
             paths = CachePaths.of(directory, key)
         running = self._claim(paths.output, call.future)

@@ -24,6 +24,8 @@ from executorlib.standalone.serialize import Payload, by_value_modules, dumps, d
 
 _KEPT = 64
 _KEPT_BYTES = 1 << 28
+# As many as are kept of such size are nothing beside that.
+_SMALL_BYTES = 1 << 16
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type(...)})
 # What a function must not do if a second call in the same worker is to find what the first one found.
 _WRITES = frozenset(opcode.opmap[name] for name in ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR"))
@@ -128,6 +130,8 @@ class FunctionTable:
         else:
             self._by_pickle.setdefault(payload.data, []).append(ref)
         _trim(self._by_pickle)
+        if snapshot.nbytes <= _SMALL_BYTES:  # as calls with a cache are, each a function of its own
+            return ref
         # A function that carries data is another one with each change of them.
         while len(self._by_pickle) > 1 and sum(map(_nbytes, list(self._by_pickle.values()))) > _KEPT_BYTES:
             self._by_pickle.popitem(last=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NoReturn
@@ -364,3 +365,21 @@ def test_a_job_that_was_not_taken(slurm: FakeSlurm, make_fake: MakeFake, monkeyp
     slurm.script("sbatch", "echo 'sbatch: error: invalid partition' >&2; exit 1")
     with pytest.raises(SubmissionError, match=r"refuses the job: .*invalid partition"):
         make_fake().submit(abs, -1).result(timeout=10)
+
+
+def test_a_job_that_is_not_needed_any_more_keeps_its_directory_for_a_moment(slurm: FakeSlurm, tmp_path: Path) -> None:
+    """It may be about to enter it."""
+    launcher = SlurmJobs(BatchSystem())
+    paths = CachePaths.of(str(tmp_path), "call")
+    launcher.withdraw(launcher.submit(Job(paths, Resources(), (), "call")))
+    assert os.path.isdir(paths.job_directory)
+    waits = 0
+    while launcher.busy:
+        waits += 1
+        due = launcher.deadline()
+        assert due is not None
+        time.sleep(max(0.0, due - time.monotonic()))
+        launcher.changes()
+    assert waits
+    assert not os.path.exists(paths.job_directory)
+    launcher.close()

@@ -44,6 +44,8 @@ _LOG = logging.getLogger("executorlib")
 _RESTARTED = frozenset({"TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
 # Elements whose tasks others have done are taken from the queue together.
 _DROP_SECONDS = 2.0
+# A job that begins in this moment enters its working directory within such a time.
+_WITHDRAWN_SECONDS = 2.0
 # A command line has a limit.
 _CANCELLED_TOGETHER = 500
 # An array may have so many elements by default (MaxArraySize less one); how many here is asked once.
@@ -91,6 +93,7 @@ class SlurmJobs(JobLauncher):
         self._cancel_fails = False
         self._to_drop: list[str] = []  # to be taken from the queue, unless they run
         self._drop_at: float | None = None
+        self._withdrawn: list[tuple[float, _Submitted]] = []  # and when nothing of them is needed any more
         self._changes: list[JobChange] = []
         self._array_size: int | None = None
         self._held: set[str] = set()  # of which that has been said
@@ -106,6 +109,7 @@ class SlurmJobs(JobLauncher):
         moments = [
             self._cancel_at if self._to_cancel else None,
             self._drop_at,
+            self._withdrawn[0][0] if self._withdrawn else None,
             self._queue.due if self._jobs else None,
         ]
         return min((moment for moment in moments if moment is not None), default=None)
@@ -164,6 +168,8 @@ class SlurmJobs(JobLauncher):
 
     def changes(self) -> list[JobChange]:
         self._cancel_now()
+        while self._withdrawn and self._withdrawn[0][0] <= time.monotonic():
+            self._clean_up(self._withdrawn.pop(0)[1])
         news = self._queue.news(self._jobs)
         for number, status in news.items():
             self._compare(number, status)
@@ -186,7 +192,7 @@ class SlurmJobs(JobLauncher):
         if submitted is not None:
             self._to_drop.append(str(job))
             self._drop_at = time.monotonic()
-            self._clean_up(submitted)
+            self._withdrawn.append((time.monotonic() + _WITHDRAWN_SECONDS, submitted))
 
     def settled(self, job: JobNumber) -> bool:
         submitted = self._jobs.pop(str(job), None)
@@ -199,7 +205,7 @@ class SlurmJobs(JobLauncher):
 
     @property
     def busy(self) -> bool:
-        return bool(self._to_cancel)
+        return bool(self._to_cancel or self._withdrawn)
 
     def leave(self, jobs: Sequence[LeftJob]) -> None:
         lost = [
@@ -211,6 +217,8 @@ class SlurmJobs(JobLauncher):
 
     def close(self) -> None:
         self._cancel_now(last=True)
+        for _, submitted in self._withdrawn:
+            self._clean_up(submitted)
         if self._to_cancel:
             _LOG.warning("these jobs could not be cancelled: %s", " ".join(_ranges(self._to_cancel)))
         self._queue.close()

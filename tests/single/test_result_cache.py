@@ -14,6 +14,8 @@ import tasks
 
 from conftest import Eventually, MakeExecutor, needs_mpi
 from executorlib import SingleNodeExecutor
+from executorlib.standalone.cache_key import call_key
+from executorlib.standalone.hdf import dump
 
 
 def count(log: str, x: int) -> int:
@@ -151,3 +153,11 @@ def test_a_call_on_two_cores_is_not_that_on_one(tmp_path: Path) -> None:
             assert exe.submit(tasks.add, 1).result(40) == 1
             assert exe.submit(tasks.add, 1, resource_dict=two).result(40) == [1, 1]
     assert len(list(tmp_path.glob("*_o.h5"))) == 2
+
+
+def test_a_list_of_several_ranks_is_no_result_of_one_core(tmp_path: Path) -> None:
+    """executorlib 1.11 has one name for a call, on however many cores."""
+    output = f"{tmp_path}/{call_key(tasks.add, (1,), {}).key}_o.h5"
+    dump(output, {"fn": tasks.add, "resource_dict": {"cores": 2}, "output": [1, 1]})
+    with SingleNodeExecutor(max_workers=1, cache_directory=str(tmp_path)) as exe:
+        assert exe.submit(tasks.add, 1).result(20) == 1

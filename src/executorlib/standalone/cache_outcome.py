@@ -60,9 +60,20 @@ def is_ended(path: str) -> bool:
 def stored_cores(path: str) -> int | None:
     """The number of cores that a task in the cache was submitted with; None where its file does not say."""
     try:
-        resources = unpickle(path, "resource_dict", read(path, ("resource_dict",))["resource_dict"])
-    except (OSError, KeyError):
+        return cores_in(path, read(path, ("resource_dict",)))
+    except OSError:
         return None
+
+
+def cores_in(path: str, content: Mapping[str, bytes]) -> int | None:
+    """The number of cores that what was read of a file says; None where it does not.
+
+    Raises:
+        CacheFileError: it cannot be unpickled
+    """
+    if "resource_dict" not in content:
+        return None
+    resources = unpickle(path, "resource_dict", content["resource_dict"])
     cores = resources.get("cores") if isinstance(resources, dict) else None
     return cores if isinstance(cores, int) else None
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from executorlib.standalone.cache_file import CacheFileError
+from executorlib.standalone.cache_entry import unpickle
+from executorlib.standalone.cache_file import CacheFileError, read
 from executorlib.standalone.cache_key import alias_key, call_key
-from executorlib.standalone.cache_outcome import named_by_call, with_cores
+from executorlib.standalone.cache_outcome import cores_in, named_by_call, with_cores
 from executorlib.standalone.cache_paths import CachePaths, aliased_output, remember_alias
 from executorlib.standalone.callables import function_name
 from executorlib.standalone.functions import FunctionRef, FunctionTable
-from executorlib.standalone.hdf import dump, get_output
+from executorlib.standalone.hdf import dump
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import Payload, dumps, dumps_with_inputs, loads_with_inputs
 from executorlib.task_scheduler.interactive.dispatcher import Dispatcher
@@ -87,13 +88,15 @@ class ResultCache:
         fn, args, kwargs = call.fn, call.args, call.kwargs
         directory, key = call.resources.cache_directory, call.resources.cache_key
         assert directory is not None
-        alias = None
+        alias = cores = None
         if key is None:
+            cores = call.resources.cores
             found = call_key(fn, args, kwargs)
-            paths = named_by_call(directory, found.key, call.resources.cores)
+            # What a file of 1.11 says of its cores is seen when it is read: nearly all calls are on one.
+            paths = named_by_call(directory, found.key, cores) if cores > 1 else CachePaths.of(directory, found.key)
             alias = alias_key(fn, args, kwargs) if found.movable else None
-            if alias is not None and call.resources.cores > 1:
-                alias = with_cores(alias, call.resources.cores)
+            if alias is not None and cores > 1:
+                alias = with_cores(alias, cores)
         else:
             paths = CachePaths.of(directory, key)
         running = self._claim(paths.output, call.future)
@@ -101,7 +104,7 @@ class ResultCache:
             return running, fn
         try:
             for candidate in (paths, aliased_output(directory, alias) if alias else None):
-                hit = _read(candidate.output) if candidate is not None else None
+                hit = _read(candidate.output, cores) if candidate is not None else None
                 if hit is not None:
                     self._release(paths.output, call.future)
                     return hit, fn
@@ -198,16 +201,23 @@ def _keep(
         warnings.warn(f"a result could not be kept in {output}: {error!r}", RuntimeWarning, stacklevel=2)
 
 
-def _read(output: str) -> Future[Any] | None:
-    """The future of a result that is there; None where it is not, or cannot be read, or is an error."""
+def _read(output: str, cores: int | None) -> Future[Any] | None:
+    """The future of a result that is there; None where it is not, or cannot be read, or is an error.
+
+    Args:
+        output: the file
+        cores: on how many the call runs; a result of another number, whose shape is another, is none. None where the
+            user has named the call, and answers for that.
+    """
     try:
-        ended, succeeded, value = get_output(output)
+        content = read(output, ("output", "resource_dict"))
+        if "output" not in content or (cores is not None and cores_in(output, content) not in (None, cores)):
+            return None
+        value = unpickle(output, "output", content["output"])
     except FileNotFoundError:
         return None
     except CacheFileError as error:
         warnings.warn(f"the call is run again: {error}", RuntimeWarning, stacklevel=2)
-        return None
-    if not (ended and succeeded):
         return None
     future: Future[Any] = Future()
     future.set_result(value)

@@ -66,9 +66,8 @@ class Assignment:
         observer: hears of what happens
 
     Attributes:
-        steal_at: when `assign` wants to look again for tasks that wait behind one that makes no progress
-        start_at: before that no further kept worker is started
         steal_at: when `assign` wants to be called to look for tasks that wait behind one that makes no progress
+        start_at: before that no further kept worker is started, because the last could not be
     """
 
     def __init__(
@@ -82,7 +81,6 @@ class Assignment:
         self.steal_at: float | None = None
         self.start_at: float | None = None
         self._pause = 0.0
-        self._hold_starts = False  # no more kept workers are started, after one could not be
         self._look_at: float | None = None  # from when on it looks, if it is called anyhow; None: nothing waits so
 
     # Handing out
@@ -141,7 +139,7 @@ class Assignment:
                 self._send(worker, batch)
 
     def _start(self, resources: Resources) -> Worker | None:
-        allotment = None if self._hold_starts else self._pool.take(resources)
+        allotment = self._pool.take(resources)
         if allotment is None:
             return None
         places = {worker.place for worker in self._workers.workers.values()}
@@ -163,16 +161,14 @@ class Assignment:
         if not self._policy.keep:
             if self._ledger.ready:  # the first, also if it was cancelled a moment ago: the next has no part in this
                 self._ledger.fail(self._ledger.ready.pop(), error)
-        elif not any(w.connection is not None for w in self._workers.workers.values()):
-            # Those that are starting may do it, or tell by their end that no worker can be started.
-            self._hold_starts = any(not (w.stopping or w.doomed) for w in self._workers.workers.values())
-            if self._hold_starts:
-                return
-            for task in self._ledger.ready.clear():
-                self._ledger.fail(task, error)
-        else:
+        elif any(not (w.stopping or w.doomed) for w in self._workers.workers.values()):
+            # They do the tasks, or tell by their end that no worker can be started.
             self._pause = min(max(_FIRST_PAUSE_SECONDS, 2 * self._pause), _LONGEST_PAUSE_SECONDS)
             self.start_at = time.monotonic() + self._pause
+        else:
+            self._pause, self.start_at = 0.0, None
+            for task in self._ledger.ready.clear():
+                self._ledger.fail(task, error)
 
     def _send(self, worker: Worker, tasks: list[Task]) -> None:
         for task in tasks:
@@ -191,7 +187,6 @@ class Assignment:
     def connected(self, worker: Worker) -> None:
         """A worker has connected: send it the task that waits for it."""
         self._pause = 0.0
-        self._hold_starts = False
         if worker.queue:
             tasks = list(worker.queue)
             worker.queue.clear()
@@ -379,7 +374,6 @@ class Assignment:
     def gone(self, worker: Worker) -> None:
         """A worker's process has ended: settle its tasks, and free its place."""
         self._pool.give_back(worker.allotment)
-        self._hold_starts = False
         if self._observer is not None:
             self._observer.worker_gone(worker)
         if worker.worked:  # else its start may be to blame, and the task must not start one after the other

@@ -384,14 +384,26 @@ def test_a_directory_that_is_not_there_is_no_news_for_minutes(
 
 
 @pytest.mark.usefixtures("_job_in_this_process")
-def test_jobs_go_on_while_the_directory_is_away(tmp_path: Path, eventually: Eventually) -> None:
+def test_jobs_go_on_while_the_directory_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr("executorlib.task_scheduler.file.watch._SECONDS_BEFORE_GONE", 0.0)
+    looks: list[Seen] = []
+    look = OutputWatch.look
+
+    def counted(watch: OutputWatch) -> Seen:
+        looks.append(look(watch))
+        return looks[-1]
+
+    monkeypatch.setattr(OutputWatch, "look", counted)
     cluster = Cluster(tmp_path / "mount")
     first = cluster.scheduler.submit(file_tasks.add, 1, resource_dict=key("first"))
     second = cluster.scheduler.submit(file_tasks.add, 2, resource_dict=key("second"))
     eventually(lambda: len(cluster.queue.jobs) == 2)
     os.rename(tmp_path / "mount", tmp_path / "away")
     cluster.queue.end(100)  # its output is there, but not to be seen
-    time.sleep(2.0)  # longer than a file may be in sight under neither name
+    before = len(looks)
+    eventually(lambda: len(looks) > before + 5)  # more than a file may be in sight under neither name
     assert not first.done()
     os.rename(tmp_path / "away", tmp_path / "mount")
     cluster.run("first")

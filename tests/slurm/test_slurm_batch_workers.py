@@ -137,12 +137,11 @@ def test_a_number_of_workers_is_needed(in_slurm: None) -> None:
 
 
 PROGRAM = """
-import sys, time
+import sys
 import tasks
 from executorlib import SlurmClusterExecutor
 exe = SlurmClusterExecutor(block_allocation=True, max_workers=1, cache_directory=sys.argv[1] + "/cache")
-exe.submit(tasks.hold, sys.argv[1] + "/begun", sys.argv[1] + "/never")
-time.sleep(60)
+exe.submit(tasks.hold, sys.argv[1] + "/begun", sys.argv[1] + "/never").result()
 """
 
 

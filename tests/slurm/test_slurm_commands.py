@@ -41,6 +41,8 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "working_directory": ({"cwd": "/scratch/a b/c"}, {"places": [("n1", 1)]}),
     "time_limit": ({"run_time_max": 90}, {"places": [("n1", 1)], "time_limit": True}),
     "time_limit_of_a_kept_worker": ({"run_time_max": 90}, {"places": [("n1", 1)]}),
+    "no_gpus_of_the_job": ({"cores": 2}, {"places": [("n1", 2)], "no_gpus": True}),
+    "more_workers_than_cores": ({"exclusive": True}, {"places": [("n1", 1)], "overlap": True}),
     "further_arguments": (
         {"slurm_cmd_args": ["--constraint=a&b", "--comment=it's"], "openmpi_oversubscribe": True},
         {"places": [("n1", 1)], "overlap": True},

@@ -154,6 +154,13 @@ def test_a_serial_call_may_use_mpi(make_job: Make) -> None:
         assert exe.submit(rank_and_node).result()[:2] == (0, 1)
 
 
+def test_a_serial_call_is_no_rank_of_the_program(make_job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where ``srun --mpi=pmix`` has started the program."""
+    monkeypatch.setenv("PMIX_RANK", "0")
+    with make_job() as exe:
+        assert exe.submit(os.getenv, "PMIX_RANK").result() is None
+
+
 def test_a_pmi_mode_that_does_not_fit_says_so(make_job: Make) -> None:
     needs_mpi()
     with make_job(pmi_mode="none") as exe, pytest.raises(RuntimeError, match="asked to run on 2 MPI ranks but sees 1"):

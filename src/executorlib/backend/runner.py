@@ -186,12 +186,7 @@ class Runner:
         self._init_error: bytes | None = None
         self._error_log_file: str | None = None
         self._keep = True
-        self._forked = False
-        if hasattr(os, "register_at_fork"):  # os.getpid would be a system call for each task
-            os.register_at_fork(after_in_child=self._note_fork)
-
-    def _note_fork(self) -> None:
-        self._forked = True
+        self._pid = os.getpid()
 
     def serve(self) -> None:
         """Work until the dispatcher says stop or is gone; a worker that is not kept, until its task is done."""
@@ -230,12 +225,12 @@ class Runner:
         try:
             init = loads(Payload(setup.init_function, buffers))
             entries = init(**supplied_for(init, self._supplied))
-            if self._forked:
+            if os.getpid() != self._pid:  # a call has forked, and its child comes back
                 end_fork()
             if entries is not None:
                 self._supplied.update(entries)
         except BaseException as error:
-            if self._forked:
+            if os.getpid() != self._pid:
                 end_fork(error)
             self._init_error = dump_error(error)
         self._link.send(BEGUN_HEAD.pack(BEGUN, NO_TASK))
@@ -280,12 +275,12 @@ class Runner:
                 kwargs = {**left_open(fn, args, kwargs, supplied), **kwargs}
             start = time.monotonic()
             result = fn(*args, **kwargs)
-            if self._forked:
+            if os.getpid() != self._pid:
                 end_fork()
             seconds = time.monotonic() - start
             return Outcome(DONE, dumps(result), start, seconds)
         except BaseException as error:
-            if self._forked:
+            if os.getpid() != self._pid:
                 end_fork(error)
             seconds = time.monotonic() - start
             status = EXITED if isinstance(error, (SystemExit, KeyboardInterrupt)) else FAILED

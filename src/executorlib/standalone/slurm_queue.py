@@ -140,19 +140,11 @@ def query_ended(jobs: Sequence[str]) -> dict[str, JobStatus]:
         "--format=JobID,State",
     ]
     try:
-        done = subprocess.run(
-            command,
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=_QUERY_SECONDS,
-        )
+        said = _run(command)
     except (OSError, subprocess.SubprocessError):
         return {}
     found = {}
-    for line in done.stdout.splitlines():
+    for line in said.splitlines():
         job, _, state = line.partition("|")
         found[job] = JobStatus(state.split()[0] if state.split() else "UNKNOWN")
     return found

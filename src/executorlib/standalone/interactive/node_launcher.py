@@ -94,7 +94,6 @@ class NodeLauncher(Launcher):
         local: starts processes on this machine, from now on only for this launcher
         slots: the nodes, and how many cores are counted on each
         command: builds the command that runs a program on a node
-        start_seconds: an agent that has not reported after so long is given up; by default as any worker
         idle_seconds: an agent without workers ends after so long; None for never
         environment: makes of the program's environment, and of a worker's, that of the command
     """
@@ -104,7 +103,6 @@ class NodeLauncher(Launcher):
         local: Launcher,
         slots: Mapping[str, int],
         command: AgentCommand,
-        start_seconds: float | None = None,
         idle_seconds: float | None = None,
         environment: Callable[[Mapping[str, str]], dict[str, str]] = dict,
     ) -> None:
@@ -115,7 +113,6 @@ class NodeLauncher(Launcher):
         self._environment = environment
         self._slots = slots
         self._command = command
-        self._start_seconds = START_SECONDS if start_seconds is None else start_seconds
         self._numbers = itertools.count(_FIRST_NUMBER)
         self._agents: dict[str, _Agent] = {}
         self._by_number: dict[int, _Agent] = {}
@@ -236,7 +233,7 @@ class NodeLauncher(Launcher):
                 self._end(agent)
                 continue
             if agent.connection is None:
-                late = f"did not report within {self._start_seconds:g} s"
+                late = f"did not report within {START_SECONDS:g} s"
                 agent.cause = "it does not answer" if agent.ready else late
             agent.deadline = now + _LAST_SECONDS
             self._local.kill(agent.number)
@@ -286,7 +283,7 @@ class NodeLauncher(Launcher):
         finally:
             os.close(write)
         self._relay.watch(agent, read)
-        agent.deadline = None if self._local.waits_for_ever else agent.started + self._start_seconds
+        agent.deadline = None if self._local.waits_for_ever else agent.started + START_SECONDS
         self._agents[node] = self._by_number[agent.number] = agent
         return agent
 
@@ -336,7 +333,7 @@ class NodeLauncher(Launcher):
                 self._events.append(event)
             elif isinstance(event, Started):
                 if not agent.ready and agent.deadline is None:  # it has waited for its turn until now
-                    agent.deadline = time.monotonic() + self._start_seconds
+                    agent.deadline = time.monotonic() + START_SECONDS
             elif isinstance(event, (Exited, StartFailed)):
                 agent.cause = agent.cause or (event.cause if isinstance(event, Exited) else event.reason)
                 if agent.stderr is None:

@@ -196,9 +196,9 @@ def test_a_job_that_another_program_runs_dies(make_cluster: Make, tmp_path: Path
     eventually(theirs.running)
     pid_file.unlink()
     first.cancel(held)
+    eventually(pid_file.exists)
     until.touch()
     assert theirs.result(timeout=20) == 4
-    assert pid_file.exists()
     second.shutdown()
     first.shutdown()
 

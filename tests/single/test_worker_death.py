@@ -372,14 +372,19 @@ def test_one_of_two_workers_cannot_be_started(
     """The calls wait for the other, which is still starting."""
     monkeypatch.setenv("EXECUTORLIB_FORK_SERVER", "0")
     execute = Subprocesses.execute
+    started = []
 
     def start(self: Subprocesses, worker: int, argv: list[str], *rest: Any) -> None:
-        waits = ["/bin/sh", "-c", f"while ! test -e '{tmp_path}/go'; do sleep 0.02; done; exec {shlex.join(argv)}"]
-        execute(self, worker, ["/bin/false"] if worker == 1 else waits, *rest)
+        fails = worker == 1
+        until, then = tmp_path / ("fail" if fails else "go"), "exit 1" if fails else f"exec {shlex.join(argv)}"
+        execute(self, worker, ["/bin/sh", "-c", f"while ! test -e '{until}'; do sleep 0.02; done; {then}"], *rest)
+        started.append(worker)
 
     monkeypatch.setattr(Subprocesses, "execute", start)
     with SingleNodeExecutor(max_workers=2, block_allocation=True) as exe:
         futures = [exe.submit(tasks.add, i, 1) for i in range(4)]
+        eventually(lambda: len(started) == 2)
+        tasks.touch(tmp_path / "fail")
         eventually(lambda: "ended while idle" in caplog.text)
         tasks.touch(tmp_path / "go")
         assert [future.result(30) for future in futures] == [1, 2, 3, 4]

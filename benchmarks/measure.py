@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import signal
@@ -26,35 +28,47 @@ class Outcome:
     failure: str | None = None
 
 
+@functools.cache
+def _folder() -> str:
+    """The folder of all measurements, removed at the end.
+
+    ext4 passes over inodes that were deleted in the last minutes, one by one: who makes files where thousands were
+    deleted just now is several times slower, and that would be measured.
+    """
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
 def measure(case: str, library: str, arguments: dict[str, Any], limit: float) -> Outcome:
     """Run a case with a library's Python, and end all processes that it leaves."""
     command = [str(environment_of(library).python), str(_CASES / "one.py"), case, library, json.dumps(arguments)]
     mark = uuid.uuid4().hex
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
-        out, err = Path(directory) / "out", Path(directory) / "err"
-        work = Path(directory) / "work"
-        work.mkdir()
-        with out.open("wb") as stdout, err.open("wb") as stderr:
-            process = subprocess.Popen(
-                command,
-                cwd=work,
-                env=_variables(library, mark),
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-            )
-            try:
-                code = process.wait(limit)
-            except subprocess.TimeoutExpired:
-                return Outcome(None, "timed out")
-            finally:
-                process.kill()
-                process.wait()
-                _end_remains(mark, work.resolve())
-        if code:
-            lines = err.read_text(errors="replace").replace(str(work), ".").strip().splitlines()
-            return Outcome(None, f"failed: {lines[-1][:200]}" if lines else f"failed: exit code {code}")
-        return Outcome(float(json.loads(out.read_text().splitlines()[-1])["value"]))
+    directory = tempfile.mkdtemp(dir=_folder())
+    out, err = Path(directory) / "out", Path(directory) / "err"
+    work = Path(directory) / "work"
+    work.mkdir()
+    with out.open("wb") as stdout, err.open("wb") as stderr:
+        process = subprocess.Popen(
+            command,
+            cwd=work,
+            env=_variables(library, mark),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+        )
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return Outcome(None, "timed out")
+        finally:
+            process.kill()
+            process.wait()
+            _end_remains(mark, work.resolve())
+    if code:
+        lines = err.read_text(errors="replace").replace(str(work), ".").strip().splitlines()
+        return Outcome(None, f"failed: {lines[-1][:200]}" if lines else f"failed: exit code {code}")
+    return Outcome(float(json.loads(out.read_text().splitlines()[-1])["value"]))
 
 
 def _variables(library: str, mark: str) -> dict[str, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import json
 import os
 import signal
@@ -18,6 +16,9 @@ from environments import environment_of, variables
 
 _CASES = Path(__file__).resolve().parent / "cases"
 _MARK = "EXECUTORLIB_BENCHMARK"
+# Of all measurements, and removed when the program ends: where thousands of files were deleted a moment ago, ext4 is
+# several times slower to make new ones, and that would be measured.
+_FOLDER = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +29,11 @@ class Outcome:
     failure: str | None = None
 
 
-@functools.cache
-def _folder() -> str:
-    """The folder of all measurements, removed at the end.
-
-    ext4 passes over inodes that were deleted in the last minutes, one by one: who makes files where thousands were
-    deleted just now is several times slower, and that would be measured.
-    """
-    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    atexit.register(folder.cleanup)
-    return folder.name
-
-
 def measure(case: str, library: str, arguments: dict[str, Any], limit: float) -> Outcome:
     """Run a case with a library's Python, and end all processes that it leaves."""
     command = [str(environment_of(library).python), str(_CASES / "one.py"), case, library, json.dumps(arguments)]
     mark = uuid.uuid4().hex
-    directory = tempfile.mkdtemp(dir=_folder())
+    directory = tempfile.mkdtemp(dir=_FOLDER.name)
     out, err = Path(directory) / "out", Path(directory) / "err"
     work = Path(directory) / "work"
     work.mkdir()

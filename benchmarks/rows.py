@@ -375,16 +375,6 @@ ROWS = (
         flux=True,
     ),
     Row(
-        "plain_files",
-        "plain files of 2 kB, made and renamed one by one: the disk",
-        "/s",
-        "plain_files",
-        (at_least(1500),),
-        (),
-        {"files": 3000, "size": 2000},
-        {"files": 10},
-    ),
-    Row(
         "cache_write",
         "block allocation with a cache: results written",
         "/s",

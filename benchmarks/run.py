@@ -74,10 +74,9 @@ def _update(new: Table) -> None:
     """Put rows into the kept table; the rest of it stays."""
     directory = ROOT / "benchmarks" / "results"
     old = report.from_json((directory / "results.json").read_text())
-    known = {line.row.key: line for line in [*old.lines, *new.lines]}
-    lines = [known[row.key] for row in ROWS if row.key in known]
-    measured = {*old.anew, *(line.row.key for line in new.lines)}
-    anew = tuple(line.row.key for line in lines if line.row.key in measured)
+    measured = {line.row.key: line for line in new.lines}
+    lines = [measured.get(line.row.key, line) for line in old.lines]
+    anew = tuple(line.row.key for line in lines if line.row.key in {*old.anew, *measured})
     _write(dataclasses.replace(old, lines=lines, anew=anew), directory)
 
 

@@ -4,7 +4,6 @@
 # mypy: disable-error-code="import-not-found,import-untyped"
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
@@ -39,18 +38,6 @@ def cache(library: str, calls: int, reload: bool, files: int = 0) -> float:
     return _rate(files, calls) if reload else rate
 
 
-def plain_files(library: str, files: int, size: int) -> float:
-    """Files per second that one program makes in a new directory and renames, without any of these libraries."""
-    content = os.urandom(size)
-    os.mkdir("plain")
-    start = time.perf_counter()
-    for number in range(files):
-        with open("plain/new", "xb") as file:
-            file.write(content)
-        os.rename("plain/new", f"plain/{number}")
-    return files / (time.perf_counter() - start)
-
-
 def jobs(library: str, calls: int) -> float:
     """Calls per second that are jobs of this machine and talk to the program through files."""
     from executorlib.api import TestClusterExecutor
@@ -64,4 +51,4 @@ def jobs(library: str, calls: int) -> float:
     return rate
 
 
-CASES: dict[str, Any] = {"cache": cache, "jobs": jobs, "plain_files": plain_files}
+CASES: dict[str, Any] = {"cache": cache, "jobs": jobs}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
@@ -112,6 +113,22 @@ def test_the_job_of_a_call_whose_input_has_failed_leaves_the_queue(make_cluster:
             time.sleep(0.1)
         (tmp_path / "until").touch()
         assert held.result(30) == 1
+
+
+def test_a_cache_directory_where_others_may_write(make_cluster: Make, eventually: Eventually) -> None:
+    """Neither script nor log is opened by Slurm there: see tests/faults/test_hostile_jobs.py."""
+    needs_mpi()
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o777)
+        with make_cluster(cache_directory=folder, pmi_mode="pmi2") as exe:
+            resources = {"cache_key": "one", "cores": 2}
+            one = exe.submit(cluster_tasks.say_and_leave_a_file, 0, resource_dict=resources)
+            assert len(list(exe.map(cluster_tasks.say_and_leave_a_file, range(1, 4)))) == 3
+            assert one.result(40) == [os.path.join(folder, "one")] * 2
+        wanted = ["said 0\nsaid 0\n", "said 1\n", "said 2\n", "said 3\n"]
+        # What ranks print goes through srun, and may come after the result.
+        eventually(lambda: sorted(path.read_text() for path in Path(folder).glob("*.log")) == wanted)
+        eventually(lambda: not queue(), 20)
 
 
 def test_a_working_directory_is_made(make_cluster: Make, tmp_path: Path) -> None:

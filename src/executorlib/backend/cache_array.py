@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from executorlib.backend.cache_call import work
 from executorlib.backend.calls import flush_output
 from executorlib.standalone.cache_paths import CachePaths, array_mark, remove_array
-from executorlib.standalone.cache_trust import open_trusted
+from executorlib.standalone.cache_trust import open_own, open_own_directory, open_trusted
 from executorlib.standalone.command import RUN_TIME_VARIABLE
 
 # Help is for tasks that are shorter than the way through the queue.
@@ -31,7 +31,6 @@ _LIMIT_SHARE = 0.1
 _TOUCH_SECONDS = 5.0
 _DEAD_SECONDS = 30.0
 _PAUSE = 0.2
-_LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
 
 
 def read_inputs(listing: str) -> list[CachePaths]:
@@ -50,10 +49,11 @@ def enter(paths: CachePaths, folder: str) -> None:
     directory it has one of its own, as a single job does; not that of the array.
     """
     if os.path.realpath(os.getcwd()) == os.path.realpath(folder):
-        os.makedirs(paths.job_directory, 0o700, exist_ok=True)
-        os.chdir(paths.job_directory)
+        directory = open_own_directory(paths.job_directory)
+        os.fchdir(directory)
+        os.close(directory)
     flush_output()
-    log = os.open(paths.log, _LOG_FLAGS, 0o600)
+    log = open_own(paths.log, os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
@@ -178,8 +178,8 @@ class Element:
         """Whether nobody has touched the mark for long, by the clock of the file system."""
         clock = os.path.join(self._folder, f"{self._own}.clock")
         try:
-            with open(clock, "w"):
-                pass
+            os.close(open_own(clock, os.O_WRONLY))
+            os.utime(clock)
             age = os.stat(clock).st_mtime - os.stat(self._mark(number)).st_mtime
             os.unlink(clock)
         except OSError:

@@ -24,7 +24,10 @@ VARIABLE = "EXECUTORLIB_CACHE_OWNERS"
 # Some are absent on Windows, which would also turn line ends. A pipe in the place of a file must not be waited for.
 _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_DIRECTORY = getattr(os, "O_DIRECTORY", 0)
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_ENTERED_BY_OTHERS = stat.S_IXGRP | stat.S_IXOTH
+_CURE = "remove it, or choose another cache_directory or cache_key"
 
 
 def open_trusted(path: str) -> int:
@@ -66,6 +69,109 @@ def make_private_directory(path: str) -> None:
     except FileNotFoundError:
         make_private_directory(os.path.dirname(path))
         make_private_directory(path)
+
+
+def open_own_directory(path: str) -> int:
+    """A descriptor for a directory in which only this user may write; it is made, or closed to others, if need be.
+
+    Raises:
+        OSError: it cannot be made, or, with errno EPERM, another user has made it, or a link in its place
+    """
+    make_private_directory(path)
+    check_own(path)
+    descriptor = os.open(path, os.O_RDONLY | _DIRECTORY | _NOFOLLOW)
+    try:
+        info = os.fstat(descriptor)
+        _check_owner(info, path)
+        if info.st_mode & _OTHERS and _named(os.environ.get(VARIABLE, "")) is not None:
+            if info.st_uid != os.geteuid():
+                raise OSError(errno.EPERM, f"others may write to it; {_CURE}", path)
+            os.fchmod(descriptor, stat.S_IMODE(info.st_mode) & ~_OTHERS)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def make_own_directory(path: str) -> None:
+    """As `open_own_directory`. It stays what it is where nobody else may write to the directory that it lies in."""
+    os.close(open_own_directory(path))
+
+
+def open_own(path: str, flags: int) -> int:
+    """A descriptor for writing a file of this user, which is made if it is missing.
+
+    Raises:
+        OSError: it cannot be opened, or, with errno EPERM, it is a link, or a file of another user
+    """
+    check_own(path)
+    descriptor = os.open(path, flags & ~os.O_TRUNC | os.O_CREAT | _NOFOLLOW | getattr(os, "O_NONBLOCK", 0), 0o600)
+    try:
+        info = os.fstat(descriptor)
+        _check_owner(info, path)
+        if not stat.S_ISREG(info.st_mode) or info.st_nlink > 1:
+            raise OSError(errno.EPERM, f"it is no file of its own; {_CURE}", path)
+        if flags & os.O_TRUNC:
+            os.ftruncate(descriptor, 0)
+        os.set_blocking(descriptor, True)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def check_own(path: str) -> None:
+    """Refuse what another user has put in the place of a file or a directory of ours; there may be nothing.
+
+    Raises:
+        OSError: with errno EPERM
+    """
+    try:
+        info = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(info.st_mode):
+        raise OSError(errno.EPERM, f"it is a symbolic link, which would lead the job elsewhere; {_CURE}", path)
+    _check_owner(info, path)
+
+
+def others_may_write(path: str) -> bool:
+    """Whether another user can put something into a directory, or something else in its place."""
+    if not hasattr(os, "geteuid"):
+        return False
+    return any(_is_exposed(place) for place in {os.path.abspath(path), os.path.realpath(path)})
+
+
+def _is_exposed(path: str) -> bool:
+    way = [path]
+    while (above := os.path.dirname(way[-1])) != way[-1]:
+        way.append(above)
+    for place in reversed(way):
+        try:
+            info = os.lstat(place)
+        except OSError:  # it will be made, by us
+            return False
+        if not is_trusted(info.st_uid):
+            return True
+        if stat.S_ISLNK(info.st_mode):
+            continue
+        # Where the sticky bit is set others cannot remove what is ours, but make what is not there yet.
+        if info.st_mode & _OTHERS and (place == path or not info.st_mode & stat.S_ISVTX):
+            return True
+        if not info.st_mode & _ENTERED_BY_OTHERS:
+            return False
+    return False
+
+
+def _check_owner(info: os.stat_result, path: str) -> None:
+    if not is_trusted(info.st_uid):
+        raise OSError(
+            errno.EPERM,
+            f"it belongs to the user {_name(info.st_uid)}, who could change what the job runs or where it writes; "
+            f"{_CURE}, or set {VARIABLE}={_name(info.st_uid)} if you trust that user, see Troubleshooting: "
+            "foreign cache file",
+            path,
+        )
 
 
 def _check_file(info: os.stat_result) -> None:

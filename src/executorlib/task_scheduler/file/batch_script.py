@@ -22,7 +22,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from executorlib.standalone import slurm_queue
-from executorlib.standalone.command import PATH_VARIABLE
+from executorlib.standalone.cache_outcome import remove
+from executorlib.standalone.cache_paths import CachePaths
+from executorlib.standalone.cache_trust import check_own, make_own_directory, others_may_write
+from executorlib.standalone.command import PATH_VARIABLE, get_command_path
 from executorlib.standalone.errors import SubmissionError
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.slurm import step_command
@@ -127,12 +130,14 @@ class BatchSystem:
         self._last = 0  # the number of the last job: workers of one executor have one script
         self._arguments: list[str] = []
         self._environment: dict[str, str] = {}
+        self._stand_in: tuple[str, str] | None = None
 
     def submit(self, job: BatchJob) -> str:
         """Submit a job, or an array of jobs; returns its number.
 
         Raises:
             SubmissionError: Slurm refuses it
+            OSError: another user has made its directory or its log
             Exception: what pysqa raises about the configuration, the template or its variables
         """
         if self._adapter is None:
@@ -142,13 +147,22 @@ class BatchSystem:
             self._adapter = QueueAdapter(directory=self._config_directory, execute_command=self._execute, **kind)
         self._arguments = self.arguments(job)
         self._environment = dict(job.environment)
-        for folder in (job.directory, job.resources.cwd or job.directory):
-            os.makedirs(folder, exist_ok=True)
+        make_own_directory(job.directory)
+        if job.resources.cwd is not None:
+            os.makedirs(job.resources.cwd, exist_ok=True)
         variables = self.variables(job)
-        if not any(letter.isspace() for letter in job.directory):
+        script = os.path.join(job.directory, "run_queue.sh")
+        spaced = any(letter.isspace() for letter in job.directory)
+        if not spaced and not is_exposed(job):
+            remove(script)  # it may be a link, from a time when others could write here
             return str(self._adapter.submit_job(working_directory=job.directory, **variables))
-        with tempfile.TemporaryDirectory(prefix="executorlib-") as folder:  # pysqa takes no others
-            return str(self._adapter.submit_job(working_directory=folder, **variables))
+        # pysqa takes no directory with white space; and nobody else may exchange the script before it is read.
+        with tempfile.TemporaryDirectory(prefix="executorlib-") as folder:
+            self._stand_in = None if spaced else (folder, job.directory)
+            try:
+                return str(self._adapter.submit_job(working_directory=folder, **variables))
+            finally:
+                self._stand_in = None
 
     def variables(self, job: BatchJob) -> dict[str, Any]:
         """The variables of the template."""
@@ -169,7 +183,7 @@ class BatchSystem:
             "priority": resources.priority,
             "run_time_max": None if limit is None else math.ceil(limit),
             "dependency_list": list(job.depends_on) or None,
-            "command": self.command(job),
+            "command": self.guarded(job) if is_exposed(job) else self.command(job),
             "submission_template": template,
             **given,
         }
@@ -181,9 +195,22 @@ class BatchSystem:
             return shlex.join(job.command)
         return shlex.join(step_command(resources, job.command, pmi_mode=self._pmi_mode, srun="srun"))
 
+    def guarded(self, job: BatchJob) -> str:
+        """The same, where others may write: see `executorlib.backend.cache_log`."""
+        directory = job.directory if job.resources.cwd is None else ""
+        program = [sys.executable, get_command_path("cache_log.py")]
+        return f"{shlex.join(program)} {self.log_word(job)} {shlex.quote(directory)} {self.command(job)}"
+
+    def log_word(self, job: BatchJob) -> str:
+        """The log as a word of the script."""
+        parts = re.split("(%%|%a)", job.log)
+        plain = {"%%": "%", "%a": '"$SLURM_ARRAY_TASK_ID"'}
+        return "".join(plain.get(part) or shlex.quote(part) for part in parts if part)
+
     def arguments(self, job: BatchJob) -> list[str]:
         """What the submitter is told beside the script."""
-        found = [f"--output={job.log}", f"--error={job.log}", "--open-mode=append"]
+        log = os.devnull if is_exposed(job) else job.log
+        found = [f"--output={log}", f"--error={log}", "--open-mode=append"]
         found.append(f"--chdir={job.resources.cwd or job.directory}")
         if job.elements is not None:
             found.append(f"--array=0-{job.elements - 1}")
@@ -194,6 +221,8 @@ class BatchSystem:
     def _execute(self, commands: Sequence[str], working_directory: str | None = None, **_: Any) -> str:
         """Called by pysqa with the command that submits a script."""
         command = list(commands)
+        if self._stand_in is not None:
+            _replace_in(command[-1], *self._stand_in)
         words = len(self.submitter)
         if tuple(command[:words]) == self.submitter:
             command[words:words] = self._arguments
@@ -236,6 +265,28 @@ class BatchSystem:
             if number is not None:
                 return number
         return None
+
+
+def is_exposed(job: BatchJob) -> bool:
+    """Whether other users may write where the directory of a job lies."""
+    return others_may_write(os.path.dirname(job.directory))
+
+
+def check_places(paths: CachePaths) -> None:
+    """Refuse a task in whose places another user has put something.
+
+    Raises:
+        OSError: the directory of its job, or its log, is a link or belongs to another user
+    """
+    check_own(paths.job_directory)
+    check_own(paths.log)
+
+
+def _replace_in(path: str, old: str, new: str) -> None:
+    with open(path) as file:
+        text = file.read()
+    with open(path, "w") as file:
+        file.write(text.replace(old, new))
 
 
 def batch_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from executorlib.standalone.cache_outcome import remove
-from executorlib.standalone.command import PATH_VARIABLE
+from executorlib.standalone.cache_trust import make_own_directory, others_may_write
+from executorlib.standalone.command import PATH_VARIABLE, get_command_path
 from executorlib.standalone.errors import SubmissionError
 from executorlib.standalone.flux import active_job, description, job_command, jobspec_of
 from executorlib.standalone.hardware import program_environment
 from executorlib.standalone.interactive.flux_connection import words
-from executorlib.task_scheduler.file.batch_script import BatchJob, BatchSystem
+from executorlib.task_scheduler.file.batch_script import BatchJob, BatchSystem, check_places, is_exposed
 from executorlib.task_scheduler.file.launcher import Job
 
 
@@ -40,6 +41,7 @@ class FluxBatch:
 
         Raises:
             SubmissionError: Flux refuses the job, from here or from what is returned
+            OSError: another user has made its directory or its log
             ValueError: there are variables and no template, or the name of a file has two braces
             Exception: what pysqa raises about the configuration, the template or its variables
         """
@@ -47,8 +49,12 @@ class FluxBatch:
             raise ValueError(
                 f"Flux takes two braces for a variable of its own: {job.paths.input} cannot be a file of it"
             )
+        check_places(job.paths)
         job_directory = os.path.abspath(job.resources.cwd or job.paths.job_directory)
-        os.makedirs(job_directory, exist_ok=True)
+        if job.resources.cwd is None:
+            make_own_directory(job_directory)
+        else:
+            os.makedirs(job_directory, exist_ok=True)
         if self._config_directory is not None or job.resources.submission_template is not None:
             number = self._submit_script(job)
             return lambda: number
@@ -81,10 +87,16 @@ class FluxBatch:
     def _submit_jobspec(self, handle: Any, job: Job, directory: str) -> Callable[[], int]:
         from flux.job import submit_async
 
+        log, program = job.paths.log, job.program
+        if others_may_write(job.paths.folder):
+            guarded = "" if job.resources.cwd is not None else directory
+            program = [sys.executable, get_command_path("cache_log.py"), log, guarded, *program]
+            log = os.devnull
+
         def ask(depends_on: Sequence[Any]) -> Any:
-            options = description(job.name, job.paths.log, [int(number) for number in depends_on])
+            options = description(job.name, log, [int(number) for number in depends_on])
             command = job_command(
-                job.resources, job.program, pmi_mode=self._pmi_mode, time_limit=True, start_margin=0, options=options
+                job.resources, program, pmi_mode=self._pmi_mode, time_limit=True, start_margin=0, options=options
             )
             jobspec, urgency = jobspec_of(command, environment(), directory)
             return submit_async(handle, jobspec, urgency=urgency)
@@ -116,9 +128,13 @@ class FluxScripts(BatchSystem):
         pmi = [] if self._pmi_mode is None else [f"-opmi={self._pmi_mode}"]
         return shlex.join(["flux", "run", "-n", str(job.resources.cores), "-oexit-on-error", *pmi, *job.command])
 
+    def log_word(self, job: BatchJob) -> str:
+        return shlex.quote(job.log)
+
     def arguments(self, job: BatchJob) -> list[str]:
+        log = os.devnull if is_exposed(job) else job.log
         found = [f"--cwd={os.path.abspath(job.resources.cwd or job.directory)}"]
-        return found + description(job.name, job.log, [int(number) for number in job.depends_on])
+        return found + description(job.name, log, [int(number) for number in job.depends_on])
 
 
 def environment() -> dict[str, str]:

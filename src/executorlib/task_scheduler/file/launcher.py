@@ -17,6 +17,8 @@ from executorlib.standalone.resources import Resources
 
 _LOG_LINES = 20
 _LOG_BYTES = 4000
+# A link, or a pipe, in the place of a log is that of another user.
+_READ_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,7 @@ class JobLauncher(ABC):
 def end_of_log(path: str) -> str:
     """The last lines that a job has printed, as the end of a sentence; empty if there are none."""
     try:
-        with open(path, "rb") as file:
+        with open(os.open(path, _READ_FLAGS), "rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - _LOG_BYTES))
             lines = file.read().decode(errors="replace").strip().splitlines()

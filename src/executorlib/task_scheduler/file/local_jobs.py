@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from executorlib.standalone import cache_claim
 from executorlib.standalone.cache_outcome import is_ended
 from executorlib.standalone.cache_queue import JobNumber
+from executorlib.standalone.cache_trust import open_own
 from executorlib.standalone.command import PATH_VARIABLE, mpiexec_command
 from executorlib.standalone.hardware import program_environment, thread_environment
 from executorlib.standalone.interactive.control import send_request
@@ -47,7 +48,7 @@ from executorlib.task_scheduler.file.launcher import (
 from executorlib.task_scheduler.interactive.pool import Allotment, ResourcePool
 
 _LOG = logging.getLogger("executorlib")
-_LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+_LOG_FLAGS = os.O_WRONLY | os.O_TRUNC | os.O_APPEND
 _KILL_AFTER_SECONDS = 3.0
 _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.2
@@ -268,7 +269,7 @@ class LocalJobs(JobLauncher):
         os.makedirs(cwd, exist_ok=True)
         serial = resources.cores == 1
         command = [] if serial else mpiexec_command(resources.cores, resources.openmpi_oversubscribe)
-        log = os.open(job.paths.log, _LOG_FLAGS, 0o600)
+        log = open_own(job.paths.log, _LOG_FLAGS)
         try:
             if serial and self._server is not None:
                 try:

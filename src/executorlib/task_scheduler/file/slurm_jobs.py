@@ -22,13 +22,13 @@ from executorlib.standalone.cache_file import CacheFileError
 from executorlib.standalone.cache_outcome import remove
 from executorlib.standalone.cache_paths import CachePaths, array_directory, array_mark, remove_array
 from executorlib.standalone.cache_queue import JobNumber, as_number
-from executorlib.standalone.cache_trust import make_private_directory
+from executorlib.standalone.cache_trust import make_own_directory
 from executorlib.standalone.command import RUN_TIME_VARIABLE, get_command_path
 from executorlib.standalone.errors import WorkerDiedError
 from executorlib.standalone.hdf import get_queue_id
 from executorlib.standalone.serialize import dumps
 from executorlib.standalone.slurm_queue import JobStatus
-from executorlib.task_scheduler.file.batch_script import BatchJob, BatchSystem
+from executorlib.task_scheduler.file.batch_script import BatchJob, BatchSystem, check_places
 from executorlib.task_scheduler.file.launcher import (
     Job,
     JobChange,
@@ -131,6 +131,7 @@ class SlurmJobs(JobLauncher):
 
     def submit(self, job: Job) -> JobNumber:
         paths = job.paths
+        check_places(paths)
         number = self._system.submit(
             BatchJob(
                 name=job.name,
@@ -150,6 +151,11 @@ class SlurmJobs(JobLauncher):
         found: list[JobNumber | Exception] = [RuntimeError("it was not submitted")] * len(jobs)
         groups: dict[object, list[int]] = {}
         for place, job in enumerate(jobs):
+            try:
+                check_places(job.paths)
+            except OSError as error:
+                found[place] = error
+                continue
             variables = dumps(job.resources.template_variables).data  # of any type, lists too
             resources = job.resources._replace(cache_key=None, template_variables=())
             key = (job.name, job.paths.directory, resources, variables)
@@ -233,7 +239,7 @@ class SlurmJobs(JobLauncher):
             return [self.submit(jobs[0])]
         first = jobs[0]
         folder = array_directory(first.paths.directory, f"{os.getpid()}-{time.time_ns()}")
-        make_private_directory(folder)
+        make_own_directory(folder)
         listing = os.path.join(folder, "inputs")
         with open(os.open(listing, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write("\0".join(job.paths.input for job in jobs))

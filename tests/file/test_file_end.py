@@ -194,6 +194,36 @@ def test_a_running_call_is_cancelled_by_the_executor(
         assert exe.submit(file_tasks.add, 1).result() == 1
 
 
+def test_who_cancels_one_of_two_equal_calls_does_not_cancel_the_other(
+    make_cluster: Make, tmp_path: Path, eventually: Eventually
+) -> None:
+    begun, until = tmp_path / "begun", tmp_path / "until"
+    with make_cluster() as exe:
+        first, second = (exe.submit(file_tasks.hold, str(begun), str(until), 5) for _ in range(2))
+        eventually(begun.exists)
+        eventually(lambda: first.running() and second.running())
+        assert exe.cancel(first)
+        with pytest.raises(CancelledError):
+            first.result(timeout=5)
+        assert not second.done()
+        until.touch()
+        assert second.result(timeout=20) == 5
+
+
+def test_the_job_of_equal_calls_ends_when_nobody_wants_it(
+    make_cluster: Make, tmp_path: Path, eventually: Eventually
+) -> None:
+    pid_file = tmp_path / "pid"
+    with make_cluster() as exe:
+        first, second = (exe.submit(file_tasks.pid_and_hold, str(pid_file)) for _ in range(2))
+        eventually(pid_file.exists)
+        eventually(lambda: first.running() and second.running())
+        assert exe.cancel(second)
+        assert exe.cancel(first)
+        eventually(lambda: first.cancelled() and second.cancelled())
+        eventually(lambda: not psutil.pid_exists(int(pid_file.read_text())))
+
+
 # Programs
 
 

@@ -288,6 +288,27 @@ def test_a_cancelled_job_leaves_the_queue(tmp_path: Path, eventually: Eventually
     cluster.scheduler.shutdown()
 
 
+@pytest.mark.parametrize("how", ["while both run", "one before it was known to run"])
+def test_a_job_leaves_the_queue_when_nobody_wants_it(tmp_path: Path, how: str, eventually: Eventually) -> None:
+    cluster = Cluster(tmp_path)
+    first, second = (cluster.scheduler.submit(file_tasks.add, 1) for _ in range(2))
+    eventually(lambda: len(cluster.queue.jobs) == 1)
+    if how == "while both run":
+        cluster.queue.news.append(JobChange(100, JobState.BEGUN))
+        eventually(lambda: first.running() and second.running())
+    assert cluster.scheduler.cancel(first)
+    eventually(first.cancelled)
+    if not second.running():
+        cluster.queue.news.append(JobChange(100, JobState.BEGUN))
+        eventually(second.running)
+    assert cluster.queue.cancelled == []
+    assert not second.done()
+    assert cluster.scheduler.cancel(second)
+    eventually(lambda: cluster.queue.cancelled == [100])
+    assert second.cancelled()
+    cluster.scheduler.shutdown()
+
+
 def test_the_validator_is_asked(tmp_path: Path) -> None:
     def no(resource_dict: dict[str, Any]) -> None:
         raise ValueError(f"not {resource_dict}")

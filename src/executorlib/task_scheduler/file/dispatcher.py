@@ -81,10 +81,10 @@ class FileDispatcher:
         """A job that has begun is not taken back."""
         return False
 
-    def cancel_running(self, task: Any) -> bool:
-        """End the job that runs a task, and cancel the task; returns whether there was anything to end."""
+    def cancel_running(self, future: FileFuture) -> bool:
+        """Cancel a future, and end the job if nobody else waits for it; returns whether there was anything to end."""
         found = not self._inbox.ended
-        self.post(lambda: self._tasks.give_up(task))
+        self.post(lambda: self._tasks.give_up(future))
         return found
 
     def forget(self, task: Any) -> None:

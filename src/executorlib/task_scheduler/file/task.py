@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from executorlib.standalone.cache_key import alias_key, call_key
 from executorlib.standalone.cache_outcome import Outcome, named_by_call, with_cores
@@ -55,6 +55,18 @@ class FileFuture(TaskFuture):
         """The task's job runs, for the first time or again."""
         if not self.done() and not self.running():
             self.set_running_or_notify_cancel()
+
+    def cancel_running(self) -> bool:
+        """Cancel the future even if its task runs; returns whether it is, or will be, cancelled.
+
+        The job is ended when no other future waits for the same call.
+        """
+        return self.cancel() or (self._task is not None and bool(self._dispatcher.cancel_running(self)))
+
+    @property
+    def task(self) -> FileTask | None:
+        """Its task, which another may have been before the same call was found under way; None when it is done."""
+        return cast("FileTask | None", self._task)
 
     def end(self, outcome: Outcome) -> None:
         """The task has ended."""

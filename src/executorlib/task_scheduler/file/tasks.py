@@ -454,9 +454,14 @@ class FileTasks:
         if not task.begun and not task.wanted:
             self.fail(task, CancelledError())
 
-    def give_up(self, task: FileTask) -> None:
-        """Cancel a task, and end its job."""
-        if task.futures:
+    def give_up(self, future: FileFuture) -> None:
+        """Cancel a future whose job may run, and end the job if nobody else waits for it."""
+        task = future.task
+        if task is None or future.done():
+            return
+        with user_code():
+            future.abandon()
+        if not task.wanted:
             self.fail(task, CancelledError())
 
     def cancel(self, running: bool) -> None:

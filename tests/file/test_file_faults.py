@@ -34,6 +34,7 @@ cache, make_cluster, files = FIXTURES
 pytestmark = pytest.mark.faults
 
 KEY = {"cache_key": "key"}
+PLACE = r"\(task key, pid \d+ on \S+\) has ended without a result: "
 
 
 @pytest.fixture(autouse=True, params=["forked", "started"])
@@ -158,7 +159,7 @@ def test_a_job_that_dies_fails_its_future_and_what_depends_on_it(make_cluster: M
         dead = exe.submit(file_tasks.say_and_die, resource_dict=KEY)
         then = exe.submit(file_tasks.add, dead)
         other = exe.submit(file_tasks.add, 2)
-        with pytest.raises(WorkerDiedError, match=r"(?s)key .*SIGABRT.*the last words"):
+        with pytest.raises(WorkerDiedError, match=rf"(?s)^say_and_die {PLACE}.*SIGABRT.*the last words"):
             dead.result(timeout=20)
         assert then.exception(timeout=5) is dead.exception()
         assert other.result(timeout=20) == 2
@@ -181,7 +182,7 @@ def test_a_job_that_is_killed(make_cluster: Make, tmp_path: Path, eventually: Ev
         eventually(pid_file.exists)
         os.kill(int(pid_file.read_text()), signal.SIGKILL)
         start = time.monotonic()
-        with pytest.raises(WorkerDiedError, match="SIGKILL"):
+        with pytest.raises(WorkerDiedError, match=f"pid {pid_file.read_text()} on .*SIGKILL"):
             future.result(timeout=20)
         assert time.monotonic() - start < 1, "its end is seen at once"
 
@@ -209,7 +210,8 @@ def test_a_job_that_takes_too_long(make_cluster: Make, tmp_path: Path, cores: in
     with make_cluster() as exe:
         limits = {"run_time_max": 4 if cores > 1 else 1, "cores": cores}
         future = exe.submit(file_tasks.pid_and_hold, str(pid_file), resource_dict=limits)
-        with pytest.raises(TimeoutError, match="run_time_max"):
+        said = r"^pid_and_hold \(task .*, pid \d+ on .*\) was ended after its run_time_max of"
+        with pytest.raises(TimeoutError, match=said):
             future.result(timeout=20)
         if pid_file.exists():
             eventually(lambda: not psutil.pid_exists(int(pid_file.read_text())))

@@ -72,7 +72,7 @@ class Queue(JobLauncher):
         pass
 
     def end(self, number: int, cause: str = "") -> None:
-        self.news.append(JobChange(number, JobState.ENDED, cause))
+        self.news.append(JobChange(number, JobState.ENDED, cause, where=f"job {number}"))
 
 
 class Cluster:
@@ -166,7 +166,7 @@ def test_a_job_that_dies_in_the_queue(tmp_path: Path, eventually: Eventually) ->
     then = cluster.scheduler.submit(file_tasks.add, dead)
     eventually(lambda: len(cluster.queue.jobs) == 2)
     cluster.queue.end(100, "OUT_OF_MEMORY on node n1")
-    with pytest.raises(WorkerDiedError, match="dead has ended without a result: OUT_OF_MEMORY on node n1"):
+    with pytest.raises(WorkerDiedError, match=r"^add \(task dead, job 100\) has ended without a result: OUT_OF"):
         dead.result(timeout=10)
     assert then.exception(timeout=5) is dead.exception()
     eventually(lambda: cluster.queue.cancelled == [101])

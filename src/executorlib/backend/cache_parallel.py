@@ -78,9 +78,13 @@ def _wrong_size(content: dict[str, bytes], size: int) -> Exception | None:
     asked = pickle.loads(content["resource_dict"]).get("cores", size) if "resource_dict" in content else size
     if asked == size:
         return None
+    from mpi4py import MPI
+
+    library = MPI.Get_library_version().strip("\0 \n").splitlines()[0]
     return RuntimeError(
         f"The task was asked to run on {asked} MPI ranks but sees {size}: the launcher and the MPI library of mpi4py "
-        "do not belong together."
+        f"({library}) do not belong together. Use the mpiexec of the MPI library that mpi4py was built for (python -m "
+        "mpi4py --mpi-lib-version), or with srun and flux a matching pmi_mode (see Troubleshooting: WorkerStartError)"
     )
 
 

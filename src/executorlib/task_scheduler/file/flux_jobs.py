@@ -197,7 +197,7 @@ class FluxJobs(JobLauncher):
         elif not submitted.clean:
             error = WorkerDiedError(text)
         # A job that ended well has an output, which a network file system may be slow to show.
-        self._changes.append(JobChange(number, JobState.ENDED, cause=f"{submitted.name}: {why}", error=error))
+        self._changes.append(JobChange(number, JobState.ENDED, cause=why, error=error, where=submitted.name))
         self._clean_up(job)
 
     def _all_lost(self, why: str) -> None:

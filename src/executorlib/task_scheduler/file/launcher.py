@@ -71,12 +71,14 @@ class JobChange:
         state: what has become of it
         cause: how it ended, in words
         error: what its future is to raise where the launcher itself has ended it, or could not start it
+        where: its process and host, or its number in the queue, in words
     """
 
     job: JobNumber
     state: JobState
     cause: str = ""
     error: BaseException | None = None
+    where: str = ""
 
 
 class NotNowError(Exception):
@@ -159,6 +161,11 @@ class JobLauncher(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free what is held. Jobs that run go on."""
+
+
+def described(name: str, paths: CachePaths, where: str = "") -> str:
+    """A job in a message: its function, its name in the cache, and where it runs."""
+    return f"{name or 'a call'} ({', '.join(filter(None, (f'task {paths.stem}', where)))})"
 
 
 def end_of_log(path: str) -> str:

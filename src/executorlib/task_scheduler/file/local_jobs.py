@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import pickle
+import platform
 import selectors
 import signal
 import subprocess
@@ -42,6 +43,7 @@ from executorlib.task_scheduler.file.launcher import (
     JobLauncher,
     JobState,
     LeftJob,
+    described,
     end_of_log,
     remove_if_empty,
 )
@@ -82,6 +84,13 @@ class _Process:
     served: bool = False
     kill_at: float | None = None
     verdict: BaseException | None = None
+
+    def __str__(self) -> str:
+        return described(self.job.name, self.job.paths, self.where)
+
+    @property
+    def where(self) -> str:
+        return f"pid {self.pid} on {platform.node()}" if self.pid else ""
 
     def due(self) -> float | None:
         return min((moment for moment in (self.deadline, self.kill_at) if moment is not None), default=None)
@@ -396,7 +405,7 @@ class LocalJobs(JobLauncher):
             return
         if code != 0:
             cause += end_of_log(process.job.paths.log)
-        self._changes.append(JobChange(process.number, JobState.ENDED, cause, process.verdict))
+        self._changes.append(JobChange(process.number, JobState.ENDED, cause, process.verdict, process.where))
 
     def _expire(self, process: _Process, now: float) -> None:
         if process.kill_at is not None and process.kill_at <= now:
@@ -405,14 +414,13 @@ class LocalJobs(JobLauncher):
         elif process.deadline is not None and process.deadline <= now:
             limit = process.job.resources.run_time_max
             process.verdict = TimeoutError(
-                f"{process.job.paths.stem} was ended after its run_time_max of {limit:g} s"
-                + end_of_log(process.job.paths.log)
+                f"{process} was ended after its run_time_max of {limit:g} s" + end_of_log(process.job.paths.log)
             )
             self._end(process, now)
 
     def _end(self, process: _Process, now: float) -> None:
         process.deadline = None
-        process.verdict = process.verdict or RuntimeError(f"{process.job.paths.stem} was ended by the program")
+        process.verdict = process.verdict or RuntimeError(f"{process} was ended by the program")
         if process.served and self._server is not None:
             self._server.kill(process.number, signal.SIGKILL)
         elif process.ranks:  # the launcher of ranks ends them before itself

@@ -383,7 +383,8 @@ class SlurmJobs(JobLauncher):
         elif error is None and status.state != "COMPLETED":
             error = WorkerDiedError(text)
         # A job that ended well has an output, which a network file system may be slow to show.
-        self._changes.append(JobChange(as_number(number), JobState.ENDED, cause=why + log, error=error))
+        ended = JobChange(as_number(number), JobState.ENDED, cause=why + log, error=error, where=f"job {number}")
+        self._changes.append(ended)
         self._clean_up(submitted)
 
     def _cancel_now(self, *, last: bool = False) -> None:

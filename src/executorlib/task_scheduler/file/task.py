@@ -167,6 +167,7 @@ class FileTask:
         begun: whether the job runs
         ended_at: when the job ended, where its output is waited for (monotonic clock)
         cause: how it ended
+        where: its process and host, or its number in the queue, in words
         name: that of its function
     """
 
@@ -183,6 +184,7 @@ class FileTask:
         "open_inputs",
         "paths",
         "resources",
+        "where",
     )
 
     def __init__(
@@ -200,10 +202,10 @@ class FileTask:
         self.inputs = inputs
         self.open_inputs = len(inputs)
         self.job: JobNumber | None = None
-        self.name = ""
         self.begun = False
         self.ended_at: float | None = None
         self.cause = ""
+        self.where = ""
         self.paths = paths
         self.name = ""
         if isinstance(call, Call):

@@ -28,7 +28,15 @@ from executorlib.standalone.callbacks import user_code
 from executorlib.standalone.errors import TaskRemovedError, WorkerDiedError
 from executorlib.standalone.select import will_end
 from executorlib.standalone.serialize import dumps
-from executorlib.task_scheduler.file.launcher import Job, JobChange, JobLauncher, JobState, LeftJob, NotNowError
+from executorlib.task_scheduler.file.launcher import (
+    Job,
+    JobChange,
+    JobLauncher,
+    JobState,
+    LeftJob,
+    NotNowError,
+    described,
+)
 from executorlib.task_scheduler.file.observed import ObservedJobs
 from executorlib.task_scheduler.file.task import Call, FileFuture, FileTask, OpenCall, task_future
 from executorlib.task_scheduler.file.watch import OutputWatch
@@ -301,7 +309,7 @@ class FileTasks:
         late = change.error is None and self._launcher.output_seconds > 0
         if self._settle(task, last=not late):
             return
-        task.cause = change.cause
+        task.cause, task.where = change.cause, change.where
         paths = task.files
         if change.error is not None:
             self.fail(task, change.error)
@@ -376,8 +384,8 @@ class FileTasks:
         return True
 
     def _died(self, task: FileTask) -> None:
-        name = task.files.stem
-        self.fail(task, WorkerDiedError(f"The job of the task {name} has ended without a result: {task.cause}"))
+        job = described(task.name, task.files, task.where)
+        self.fail(task, WorkerDiedError(f"{job} has ended without a result: {task.cause or 'nothing is known of it'}"))
 
     def _gone(self, task: FileTask) -> None:
         text = f"task {task.files.stem} has been removed from {task.files.directory} before it ended"
@@ -474,7 +482,7 @@ class FileTasks:
         """End all tasks now, and their jobs."""
         self.cancel(running=False)
         for task in list(self._tasks.values()):
-            self.fail(task, WorkerDiedError(f"{task.files.stem} was ended by the program"))
+            self.fail(task, WorkerDiedError(f"{described(task.name, task.files)} was ended by the program"))
 
     def leave(self) -> None:
         """Hand over to the jobs what this program would do for them, and let go of them."""

@@ -265,6 +265,13 @@ def test_a_job_has_the_threads_that_it_asks_for(make_cluster: Make, monkeypatch:
         assert exe.submit(file_tasks.place, resource_dict=two).result()[1] == "2"
 
 
+def test_a_job_does_not_see_the_key_of_a_socket_interface(make_cluster: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXECUTORLIB_KEY_40123", "secret")
+    with make_cluster() as exe:
+        assert exe.submit(os.getenv, "EXECUTORLIB_KEY_40123").result() is None
+        assert exe.submit(os.getenv, "PATH").result()
+
+
 def test_keys_that_are_not_known_are_for_templates(make_cluster: Make) -> None:
     with pytest.warns(UserWarning, match=r"not recognized and cannot be validated: \['partition', 'memory_max'\]"):
         exe = make_cluster(resource_dict={"partition": "main", "memory_max": 2})

@@ -21,7 +21,7 @@ from executorlib.standalone.errors import QueueSilentError, SubmissionError, Wor
 from executorlib.standalone.hdf import dump
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.slurm_queue import JobStatus
-from executorlib.task_scheduler.file import slurm_watch
+from executorlib.task_scheduler.file import flux_batch, slurm_watch
 from executorlib.task_scheduler.file.batch_script import BatchSystem
 from executorlib.task_scheduler.file.launcher import Job
 from executorlib.task_scheduler.file.slurm_jobs import SlurmJobs
@@ -337,6 +337,21 @@ def test_options_in_the_environment_change_nothing(slurm: FakeSlurm, monkeypatch
 
 
 # Submitting
+
+
+def test_the_key_of_a_socket_interface_is_not_in_the_environment_of_a_job(
+    slurm: FakeSlurm, make_fake: MakeFake, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """Slurm keeps that, and the job hands it on to the task."""
+    monkeypatch.setenv("EXECUTORLIB_KEY_40123", "secret")
+    slurm.script("sbatch", "env > sbatch.environment; echo 5")
+    future = make_fake().submit(abs, -1)
+    eventually(lambda: number(future) == 5)
+    found = (slurm.folder / "sbatch.environment").read_text()
+    assert "PATH=" in found
+    assert "EXECUTORLIB_KEY" not in found
+    assert not [name for name in flux_batch.environment() if name.startswith("EXECUTORLIB_KEY")]
+
 
 TIMED_OUT = """
 echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2

@@ -11,6 +11,9 @@ PATH_VARIABLE = "EXECUTORLIB_PATH"
 RUN_TIME_VARIABLE = "EXECUTORLIB_RUN_TIME_MAX"
 """Environment variable that tells the elements of an array of jobs the time limit of each, in seconds."""
 
+KEY_VARIABLE = "EXECUTORLIB_KEY_"
+"""Start of the names of environment variables by which workers get the keys of executors; the port follows."""
+
 WATCH_VARIABLE = "EXECUTORLIB_WATCH"
 """Environment variable that tells a worker to end when its connection does, see `executorlib.backend.watcher`."""
 

@@ -6,6 +6,8 @@ import functools
 import itertools
 import os
 
+from executorlib.standalone.command import KEY_VARIABLE
+
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -21,10 +23,14 @@ GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
 def program_environment() -> dict[str, str]:
-    """The environment variables now, whatever another thread does to them meanwhile."""
+    """The environment variables now, whatever another thread does to them meanwhile.
+
+    Without keys of executors, which a `SocketInterface` has put there for its own worker: a task may see them, and a
+    queueing system would keep them.
+    """
     while True:
         try:
-            return dict(os.environ)
+            return {name: value for name, value in dict(os.environ).items() if not name.startswith(KEY_VARIABLE)}
         except (KeyError, RuntimeError):  # one has been removed, or added, during the look
             continue
 

@@ -14,6 +14,7 @@ import socket
 import time
 from typing import Any, NamedTuple
 
+from executorlib.standalone.command import KEY_VARIABLE
 from executorlib.standalone.interactive.messages import HELLO, WELCOME
 from executorlib.standalone.interactive.wire import (
     GREETING_BYTES,
@@ -37,7 +38,7 @@ _LOG.addHandler(logging.NullHandler())  # a library is silent, unless the progra
 
 def key_variable(port: int) -> str:
     """Name of the environment variable by which a worker gets the key of the executor at a port."""
-    return f"EXECUTORLIB_KEY_{port}"
+    return f"{KEY_VARIABLE}{port}"
 
 
 class Hello(NamedTuple):

@@ -27,6 +27,7 @@ from executorlib.standalone.cache_paths import CachePaths
 from executorlib.standalone.cache_trust import check_own, make_own_directory, others_may_write
 from executorlib.standalone.command import PATH_VARIABLE, get_command_path
 from executorlib.standalone.errors import SubmissionError
+from executorlib.standalone.hardware import program_environment
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.slurm import step_command
 
@@ -229,7 +230,7 @@ class BatchSystem:
         try:
             done = subprocess.run(
                 command,
-                env={**batch_environment(os.environ), **self._environment},
+                env={**batch_environment(program_environment()), **self._environment},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

@@ -19,6 +19,7 @@ import tasks
 from conftest import MakeExecutor, Script
 from executorlib import SingleNodeExecutor
 from executorlib.standalone.errors import RemoteTraceback
+from executorlib.standalone.select import batch_futures, split_future
 
 OFFSET = 5
 
@@ -499,10 +500,16 @@ def test_a_callback_that_exits_does_not_end_the_executor(make_executor: MakeExec
         raise SystemExit(1)
 
     with make_executor() as exe:
-        first = exe.submit(tasks.wait_for, tmp_path / "go")
+        first = exe.submit(tasks.hold, tmp_path / "begun", tmp_path / "go", (1, 2))
         first.add_done_callback(leaves)
+        (part,) = split_future(first, 1)
+        part.add_done_callback(leaves)
+        (group,) = batch_futures([first], 1)
+        group.add_done_callback(leaves)
+        after = [exe.submit(tasks.add, part, 3), exe.submit(len, group), exe.submit(len, first)]
         (tmp_path / "go").touch()
         first.result()
+        assert [future.result(20) for future in after] == [4, 1, 2], "the callbacks behind it are called"
         assert exe.submit(tasks.add, 2, 2).result() == 4
 
 

@@ -7,6 +7,8 @@ from collections.abc import Container, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from executorlib.standalone.callbacks import GuardedFuture
+
 # Attribute of a future that comes from others: these.
 _PARENTS = "_executorlib_parents"
 
@@ -25,7 +27,7 @@ def will_end(future: Future[Any], provided: Container[int]) -> bool:
     return True
 
 
-class FutureSelector(Future[Any]):
+class FutureSelector(GuardedFuture):
     """One item of the result of another future; as good as any future, as an input of a task too.
 
     It is done, cancelled or failed as soon as the other future is; an item that does not exist is its exception.
@@ -110,7 +112,7 @@ def batch_futures(futures: Sequence[Future[Any]], n: int) -> list[Future[Any]]:
     """
     if n < 1:
         raise ValueError(f"a batch has at least 1 future, not {n}")
-    groups: list[Future[Any]] = [Future() for _ in range(-(-len(futures) // n))]
+    groups: list[Future[Any]] = [GuardedFuture() for _ in range(-(-len(futures) // n))]
     for group in groups:
         setattr(group, _PARENTS, futures)
     done: list[int] = []

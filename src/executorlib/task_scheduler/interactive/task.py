@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
+from executorlib.standalone.callbacks import GuardedFuture
 from executorlib.standalone.functions import FunctionRef
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import Payload
@@ -53,7 +54,7 @@ class _Condition:
             waiter.release()
 
 
-class TaskFuture(Future[Any]):
+class TaskFuture(GuardedFuture):
     """The future of a task.
 
     A task may wait at a worker behind others without having begun. It counts as running then, but can still be

@@ -117,6 +117,16 @@ def living_children() -> list[psutil.Process]:
     return children
 
 
+def living_child(program: str) -> psutil.Process:
+    """The child of this process that runs a program of the backend."""
+    (child,) = [
+        child
+        for child in psutil.Process().children()
+        if child.status() != psutil.STATUS_ZOMBIE and program in " ".join(child.cmdline())
+    ]
+    return child
+
+
 def _has_children() -> bool:
     # The kernel's own list is a hundred times as fast as a look at all processes of the machine.
     try:

@@ -16,9 +16,12 @@ import psutil
 import pytest
 import tasks
 
-from conftest import Eventually, MakeExecutor, needs_mpi
+from conftest import Eventually, MakeExecutor, living_child, needs_mpi
 from executorlib import SingleNodeExecutor
+from executorlib.backend.calls import apply_setup
 from executorlib.standalone.errors import ExecutorlibSocketError, TaskExitError, WorkerDiedError, WorkerStartError
+from executorlib.standalone.interactive import launcher, subprocesses
+from executorlib.standalone.interactive.messages import Setup
 from executorlib.task_scheduler.interactive import worker_pool
 
 pytestmark = pytest.mark.faults
@@ -76,9 +79,11 @@ def test_in_pickling(make_executor: MakeExecutor, end: Any, words: str, stage: s
         assert exe.submit(tasks.add, 1, 1).result(40) == 2
 
 
-@ALL
+@pytest.mark.kinds("block", "block-spawned")
 @pytest.mark.parametrize(("end", "words"), ENDS)
-def test_while_idle(make_executor: MakeExecutor, executor_kind: str, end: Any, words: str) -> None:
+def test_while_idle(
+    make_executor: MakeExecutor, end: Any, words: str, caplog: pytest.LogCaptureFixture, eventually: Eventually
+) -> None:
     """A thread that a task has left behind ends the process between two calls."""
 
     def leave_behind(seconds: float) -> int:
@@ -89,7 +94,7 @@ def test_while_idle(make_executor: MakeExecutor, executor_kind: str, end: Any, w
 
     with make_executor(max_workers=1) as exe:
         assert exe.submit(leave_behind, 0.1).result(40) == 1
-        time.sleep(0.3)
+        eventually(lambda: f"ended while idle: {words}" in caplog.text)
         assert exe.submit(tasks.add, 1, 1).result(40) == 2
 
 
@@ -102,6 +107,59 @@ def test_while_starting(make_executor: MakeExecutor, end: Any, words: str) -> No
             error = future.exception(40)
             assert isinstance(error, ExecutorlibSocketError)
             assert words in str(error)
+
+
+@pytest.mark.kinds("block", "block-spawned")
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        pytest.param(SystemExit(3), "SystemExit(3)", id="sys.exit"),
+        pytest.param(KeyboardInterrupt(), "KeyboardInterrupt()", id="KeyboardInterrupt"),
+    ],
+)
+def test_an_init_function_that_exits(make_executor: MakeExecutor, what: BaseException, words: str) -> None:
+    """It is told: raised as it is, it would end the program that asks for a result."""
+
+    def leaves() -> NoReturn:
+        raise what
+
+    with make_executor(max_workers=1, init_function=leaves) as exe:
+        error = exe.submit(tasks.add, 1).exception(40)
+    assert isinstance(error, TaskExitError)
+    assert f"the init_function of add's worker raised {words}" in str(error)
+
+
+@ALL
+def test_a_directory_that_no_worker_can_enter(
+    make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of another machine: the calls fail and say why, and there is no death to try again."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "makedirs", lambda *_, **__: None)
+    monkeypatch.setattr(subprocesses.Subprocesses, "execute", execute_elsewhere)
+    folder = str(tmp_path / "file" / "folder")
+    with make_executor(max_workers=1, restart_limit=2, resource_dict={"cwd": folder}) as exe:
+        error = exe.submit(tasks.add, 1).exception(40)
+        monkeypatch.undo()
+    assert isinstance(error, WorkerStartError)
+    assert f"cannot work in its directory {folder}: [Errno 20]" in str(error)
+
+
+execute_here = subprocesses.Subprocesses.execute
+
+
+def execute_elsewhere(self: Any, worker: int, argv: list[str], environment: Any, cwd: str, stderr: int | None) -> None:
+    """Start a worker that finds out itself about its directory, as those do that a queueing system starts."""
+    execute_here(self, worker, argv, environment, None, stderr)
+
+
+def test_a_directory_that_only_the_program_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker on another machine makes its own."""
+    monkeypatch.chdir(tmp_path)
+    folder = str(tmp_path / "on" / "this" / "machine")
+    setup = Setup(0, list(sys.path), None, folder, None, None, (), True)
+    apply_setup(setup)
+    assert os.getcwd() == folder
 
 
 @pytest.mark.kinds("block", "block-spawned")
@@ -193,7 +251,7 @@ def test_signals_of_the_keyboard_and_the_way_out(make_executor: MakeExecutor) ->
 # Never a hello
 
 
-@pytest.mark.kinds("fresh-spawned", "block-spawned")
+@ALL
 @pytest.mark.parametrize(
     ("program", "words"),
     [
@@ -210,10 +268,10 @@ def test_an_interpreter_that_cannot_do_it(
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     with make_executor(max_workers=1) as exe:
-        error = exe.submit(tasks.add, 1).exception(30)
-    assert isinstance(error, WorkerStartError)
-    assert words in str(error)
-    assert str(python) in str(error), "the command that was run"
+        for error in [future.exception(30) for future in [exe.submit(tasks.add, i) for i in range(3)]]:
+            assert isinstance(error, WorkerStartError)
+            assert words in str(error)
+            assert str(python) in str(error), "the command that was run"
 
 
 @pytest.mark.kinds("block-spawned")
@@ -233,6 +291,10 @@ def test_workers_that_cannot_start_are_not_tried_without_a_pause(
     with make_executor(max_workers=2) as exe:
         assert exe.submit(tasks.add, 1).result(30) == 1
         assert list(exe.map(tasks.sleep_and_return, range(40), [0.05] * 40)) == list(range(40))
+        time.sleep(1.0)  # the pause before the next try is over, and nothing needs one
+        used = time.process_time()
+        time.sleep(1.0)
+        assert time.process_time() - used < 0.5
     assert 2 <= len(tries.read_text().split()) <= 5
 
 
@@ -253,6 +315,69 @@ def test_a_worker_that_never_reports(
     assert isinstance(error, WorkerStartError)
     assert "did not report within 1 s" in str(error)
     assert "still trying" in str(error)
+
+
+@pytest.mark.kinds("fresh", "block")
+def test_a_fork_server_that_never_answers(
+    make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the interpreter lies on a disk that does not answer."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'still trying' >&2\nexec sleep 600\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(launcher, "START_SECONDS", 1.0)
+    with make_executor(max_workers=1) as exe:
+        start = time.monotonic()
+        for error in [future.exception(30) for future in [exe.submit(tasks.add, i) for i in range(2)]]:
+            assert isinstance(error, WorkerStartError)
+            assert "it did not answer in time" in str(error)
+            assert "still trying" in str(error)
+            assert str(python) in str(error)
+        assert time.monotonic() - start < 15
+
+
+@pytest.mark.kinds("fresh", "block")
+def test_a_fork_server_that_cannot_fork(
+    make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at the limit of processes, which is no limit to root: here `os.fork` says so by itself."""
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\n"
+        "import errno, os, runpy, sys\n"
+        "def fork():\n"
+        "    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
+        "os.fork = fork\n"
+        "sys.argv = sys.argv[-2:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with make_executor(max_workers=2, restart_limit=1) as exe:
+        for error in [future.exception(30) for future in [exe.submit(tasks.add, i) for i in range(3)]]:
+            assert isinstance(error, WorkerStartError)
+            assert "Resource temporarily unavailable" in str(error)
+
+
+@pytest.mark.kinds("fresh", "block")
+def test_a_stopped_fork_server_holds_nobody_up(
+    make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """Neither the end of a call, nor the next one, nor the end of the executor."""
+    monkeypatch.setattr(launcher, "_KILL_SECONDS", 1.0)
+    monkeypatch.setattr(launcher, "_END_SECONDS", 1.0)
+    with make_executor(max_workers=1) as exe:
+        running = exe.submit(tasks.sleep_with_child, tmp_path / "pids")
+        tasks.wait_for(tmp_path / "pids")
+        living_child("fork_server_main.py").suspend()
+        assert exe.cancel(running)
+        with pytest.raises(CancelledError):
+            running.result(20)
+        pids = [int(word) for word in (tmp_path / "pids").read_text().split()]
+        eventually(lambda: not any(alive(pid) for pid in pids))
+        assert exe.submit(tasks.add, 1, 1).result(20) == 2
+        living_child("fork_server_main.py").suspend()
 
 
 @pytest.mark.kinds("fresh-spawned", "block-spawned")

@@ -18,7 +18,7 @@ import pytest
 from file_fixtures import FIXTURES, Files
 from file_fixtures import MakeCluster as Make
 
-from conftest import Eventually
+from conftest import Eventually, living_child
 from executorlib import get_cache_data
 from executorlib.standalone import cache_claim, cache_file, cache_queue
 from executorlib.standalone.cache_file import CacheFileError
@@ -26,7 +26,9 @@ from executorlib.standalone.cache_paths import CachePaths
 from executorlib.standalone.command import get_command_path
 from executorlib.standalone.errors import ExecutorlibSocketError, RemoteError, TaskRemovedError, WorkerDiedError
 from executorlib.standalone.hdf import dump, get_output
+from executorlib.standalone.interactive import launcher
 from executorlib.standalone.processes import process_space
+from executorlib.task_scheduler.file import local_jobs
 from executorlib.task_scheduler.file.launcher import Job
 from executorlib.task_scheduler.file.local_jobs import LocalJobs
 
@@ -235,11 +237,6 @@ def test_there_is_no_interpreter(make_cluster: Make, monkeypatch: pytest.MonkeyP
     exe.shutdown()
 
 
-def job_server() -> psutil.Process:
-    (server,) = [p for p in psutil.Process().children() if "job_server_main.py" in " ".join(p.cmdline())]
-    return server
-
-
 def test_the_job_server_dies(make_cluster: Make, tmp_path: Path, eventually: Eventually, way: str) -> None:
     """What runs goes on, and what comes is started without it."""
     if way != "forked" or sys.platform != "linux":
@@ -249,7 +246,7 @@ def test_the_job_server_dies(make_cluster: Make, tmp_path: Path, eventually: Eve
         held = exe.submit(file_tasks.hold, str(begun), str(until), 3)
         eventually(begun.exists)
         eventually(held.running)
-        job_server().kill()
+        living_child("job_server_main.py").kill()
         assert exe.submit(file_tasks.add, 1).result(timeout=20) == 1
         then = exe.submit(file_tasks.add, held, 1)
         until.touch()
@@ -267,9 +264,30 @@ def test_the_job_server_dies_with_a_job(make_cluster: Make, tmp_path: Path, even
     with make_cluster() as exe:
         future = exe.submit(file_tasks.die_once, str(begun))
         eventually(begun.exists)
-        job_server().kill()
+        living_child("job_server_main.py").kill()
         os.kill(int(begun.read_text()), signal.SIGKILL)
         assert future.result(timeout=20) == "second"
+
+
+def test_a_stopped_job_server_holds_nobody_up(
+    make_cluster: Make, tmp_path: Path, eventually: Eventually, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the end of a call, nor the next one, nor the end of the executor."""
+    if way != "forked" or sys.platform != "linux":
+        pytest.skip("there is no job server")
+    monkeypatch.setattr(local_jobs, "START_SECONDS", 1.0)
+    monkeypatch.setattr(launcher, "_KILL_SECONDS", 1.0)
+    monkeypatch.setattr(launcher, "_END_SECONDS", 1.0)
+    with make_cluster() as exe:
+        held = exe.submit(file_tasks.hold, str(tmp_path / "begun"), str(tmp_path / "never"), 3)
+        eventually((tmp_path / "begun").exists)
+        eventually(held.running)
+        living_child("job_server_main.py").suspend()
+        assert exe.cancel(held)
+        assert exe.submit(file_tasks.add, 1).result(timeout=20) == 1
+    with make_cluster() as exe:
+        assert exe.submit(file_tasks.add, 2).result(timeout=20) == 2
+        living_child("job_server_main.py").suspend()
 
 
 def test_the_note_of_a_dead_process_does_not_count(make_cluster: Make, cache: Path, files: Files) -> None:

@@ -15,7 +15,7 @@ import tasks
 
 from conftest import Eventually, MakeExecutor, StartScript, needs_mpi
 from executorlib import SingleNodeExecutor
-from executorlib.standalone.errors import ExecutorlibSocketError, WorkerDiedError
+from executorlib.standalone.errors import ExecutorlibSocketError, TaskExitError, WorkerDiedError, WorkerStartError
 
 needs_mpi()
 pytestmark = pytest.mark.mpi
@@ -151,6 +151,23 @@ def test_one_rank_fails_while_the_others_wait_for_it(bad: int, block: bool) -> N
         with pytest.raises(ValueError, match=f"rank {bad} fails"):
             exe.submit(one_rank_fails, bad).result(30)
         assert time.monotonic() - start < 10
+        assert exe.submit(tasks.add, 1).result(40) == [1, 1]
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_one_rank_exits_while_the_others_wait_for_it(bad: int) -> None:
+    """It is told: raised as it is, it would end the program that asks for the result."""
+
+    def leave() -> None:
+        from mpi4py import MPI
+
+        if MPI.COMM_WORLD.Get_rank() == bad:
+            raise SystemExit(3)
+        MPI.COMM_WORLD.Barrier()
+
+    with SingleNodeExecutor(max_cores=2, resource_dict=TWO, block_allocation=True) as exe:
+        with pytest.raises(TaskExitError, match=r"leave raised SystemExit\(3\)"):
+            exe.submit(leave).result(30)
         assert exe.submit(tasks.add, 1).result(40) == [1, 1]
 
 
@@ -305,9 +322,11 @@ def test_a_launcher_of_another_mpi_library(other_launcher: Path, block: bool) ->
     launcher.chmod(0o755)
     with (
         SingleNodeExecutor(max_cores=2, resource_dict=TWO, block_allocation=block) as exe,
-        pytest.raises(ExecutorlibSocketError, match="do not belong together"),
+        pytest.raises(WorkerStartError, match="asked to run on 2 MPI ranks but sees 1") as caught,
     ):
         exe.submit(tasks.add, 1).result(40)
+    assert "Use the mpiexec of the MPI library that mpi4py was built for" in str(caught.value)
+    assert "see Troubleshooting: WorkerStartError" in str(caught.value)
 
 
 @pytest.mark.parametrize("block", [False, True])

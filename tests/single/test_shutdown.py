@@ -428,6 +428,8 @@ def test_a_program_with_closed_standard_streams(script: Script, tmp_path: Path, 
     done = script(
         PRELUDE + f"for fd in {closed!r}:\n"
         "    os.close(int(fd))\n"
+        f"data = [open(folder + '/data' + fd, 'wb') for fd in {closed!r}]\n"
+        "assert [file.fileno() for file in data] == [int(file.name[-1]) for file in data]\n"
         "with SingleNodeExecutor(**options) as exe:\n"
         "    exe.submit(touch, folder + '/done').result(20)\n"
         "    exe.submit(print, 'nowhere').result(20)\n"
@@ -439,6 +441,7 @@ def test_a_program_with_closed_standard_streams(script: Script, tmp_path: Path, 
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "done").exists()
+    assert {fd: (tmp_path / f"data{fd}").read_bytes() for fd in closed} == dict.fromkeys(closed, b"")
 
 
 @pytest.mark.parametrize("mode", ["fresh", "block", "block-spawned"])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+import re
 import shlex
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ import psutil
 import pytest
 import tasks
 
-from conftest import Eventually, MakeExecutor
+from conftest import Eventually, MakeExecutor, living_child
 from executorlib import SingleNodeExecutor
 from executorlib.standalone.errors import ExecutorlibSocketError, RemoteError, TaskExitError, WorkerDiedError
 from executorlib.standalone.interactive.messages import BEGUN, DONE, RANK_ERROR, RESULT, RESULT_HEAD
@@ -48,6 +50,19 @@ def test_a_death_is_told_and_the_executor_goes_on(
         assert fn.__name__ in str(caught.value)
         assert "pid" in str(caught.value)
         assert exe.submit(tasks.add, 1, 1).result(30) == 2
+
+
+def note_and_die(path: Path) -> None:
+    path.write_text(f"{os.getpid()}")
+    os._exit(3)
+
+
+@pytest.mark.kinds
+def test_a_death_names_the_process(make_executor: MakeExecutor, tmp_path: Path) -> None:
+    with make_executor(max_workers=1) as exe:
+        error = exe.submit(note_and_die, tmp_path / "pid").exception(30)
+    pid = (tmp_path / "pid").read_text()
+    assert re.search(rf"worker 0 \(pid {pid} on ({socket.gethostname()}|localhost)\) died", str(error))
 
 
 @pytest.mark.kinds
@@ -288,15 +303,6 @@ def _die_then_hold(folder: Path) -> Any:
 # The fork server
 
 
-def fork_server_of_this_process() -> psutil.Process:
-    (server,) = [
-        child
-        for child in psutil.Process().children()
-        if child.status() != psutil.STATUS_ZOMBIE and "fork_server_main.py" in " ".join(child.cmdline())
-    ]
-    return server
-
-
 def is_gone(process: psutil.Process) -> bool:
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
@@ -309,7 +315,7 @@ def test_the_fork_server_is_killed(make_executor: MakeExecutor, tmp_path: Path) 
         running = exe.submit(tasks.hold, tmp_path / "begun", tmp_path / "go")
         waiting = exe.submit(tasks.add, 1, 1)
         tasks.wait_for(tmp_path / "begun")
-        fork_server_of_this_process().kill()
+        living_child("fork_server_main.py").kill()
         with pytest.raises(WorkerDiedError, match="fork server"):
             running.result(30)
         assert waiting.result(30) == 2
@@ -319,7 +325,7 @@ def test_the_fork_server_is_killed(make_executor: MakeExecutor, tmp_path: Path) 
 def test_the_fork_server_is_killed_while_nothing_runs(make_executor: MakeExecutor, eventually: Eventually) -> None:
     with make_executor(max_workers=1) as exe:
         assert exe.submit(tasks.add, 1, 1).result() == 2
-        server = fork_server_of_this_process()
+        server = living_child("fork_server_main.py")
         server.kill()
         eventually(lambda: is_gone(server))
         assert exe.submit(tasks.add, 2, 2).result(30) == 4
@@ -328,7 +334,7 @@ def test_the_fork_server_is_killed_while_nothing_runs(make_executor: MakeExecuto
 def test_the_fork_server_is_stopped_for_a_while(make_executor: MakeExecutor) -> None:
     with make_executor(max_workers=1) as exe:
         exe.submit(tasks.add, 1, 1).result()
-        server = fork_server_of_this_process()
+        server = living_child("fork_server_main.py")
         server.suspend()
         try:
             future = exe.submit(tasks.add, 2, 2)

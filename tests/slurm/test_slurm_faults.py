@@ -104,17 +104,18 @@ def test_an_agent_does_not_answer(
         assert exe.submit(os.getppid).result(30) != agent
 
 
+@pytest.mark.parametrize("hangs", ["exec sleep 60", "trap '' TERM; sleep 60"], ids=["", "and ignores SIGTERM"])
 def test_an_agent_that_does_not_start_is_not_the_end_of_its_calls(
-    make_job: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_job: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: str
 ) -> None:
     """They run on another node."""
     real = slurm.srun_path()
     srun = tmp_path / "srun"
-    srun.write_text(f'#!/bin/sh\ncase "$*" in *--nodelist=n2*) exec sleep 60;; esac\nexec {real} "$@"\n')
+    srun.write_text(f'#!/bin/sh\ncase "$*" in *--nodelist=n2*) {hangs};; esac\nexec {real} "$@"\n')
     srun.chmod(0o755)
     monkeypatch.setattr(slurm, "srun_path", lambda: str(srun))
     monkeypatch.setattr("executorlib.standalone.interactive.node_launcher.START_SECONDS", 3.0)
-    monkeypatch.setattr(worker_pool, "START_SECONDS", 3.0)
+    monkeypatch.setattr(worker_pool, "START_SECONDS", 10.0)
     with make_job() as exe:
         found = [future.result(40) for future in [exe.submit(os.getenv, "SLURMD_NODENAME") for _ in range(4)]]
     assert set(found) == {"n1"}
@@ -145,9 +146,11 @@ def test_a_step_is_cancelled(make_job: Make, tmp_path: Path, eventually: Eventua
         resources = {"slurm_cmd_args": ["--comment=x"]}
         future = exe.submit(begin_and_sleep, tmp_path / "begun", resource_dict=resources)
         eventually(lambda: (tmp_path / "begun").exists() and (tmp_path / "begun").read_text())
-        subprocess.run(["scancel", (tmp_path / "begun").read_text().split()[1]], check=True)
-        with pytest.raises(WorkerDiedError, match="CANCELLED"):
+        pid, step = (tmp_path / "begun").read_text().split()
+        subprocess.run(["scancel", step], check=True)
+        with pytest.raises(WorkerDiedError, match="CANCELLED") as caught:
             future.result(15)
+        assert f"(pid {pid} on " in str(caught.value), "the worker's, and not that of its srun"
 
 
 def test_a_step_takes_too_much_memory(make_job: Make) -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 
 from executorlib.standalone.callables import function_name, takes_parameter
-from executorlib.standalone.errors import safe_repr
+from executorlib.standalone.errors import WorkerStartError, safe_repr
 from executorlib.standalone.hardware import GPU_VARIABLES
 
 TYPE_CHECKING = False
@@ -19,7 +19,11 @@ _HIDE_FROM_TRACEBACK = True
 
 
 def apply_setup(setup: Setup) -> None:
-    """Make this process the place that a task expects: the program's paths, environment and working directory."""
+    """Make this process the place that a task expects: the program's paths, environment and working directory.
+
+    Raises:
+        WorkerStartError: it cannot work in that directory
+    """
     if setup.environment is not None:
         for name in os.environ.keys() - setup.environment.keys():
             del os.environ[name]
@@ -27,9 +31,24 @@ def apply_setup(setup: Setup) -> None:
     if setup.gpus:
         for variable in GPU_VARIABLES:
             os.environ[variable] = ",".join(setup.gpus)
-    if setup.cwd is not None:
-        os.chdir(setup.cwd)
     sys.path[:] = setup.path
+    if setup.cwd is not None:
+        _change_directory(setup.cwd)
+
+
+def _change_directory(path: str) -> None:
+    try:
+        try:
+            os.chdir(path)
+        except FileNotFoundError:  # the program has made it on its own machine; this may be another
+            os.makedirs(path, exist_ok=True)
+            os.chdir(path)
+    except OSError as error:
+        import socket
+
+        raise WorkerStartError(
+            f"A worker (pid {os.getpid()} on {socket.gethostname()}) cannot work in its directory {path}: {error}"
+        ) from error
 
 
 def supplied_for(fn: Any, values: dict[str, Any]) -> dict[str, Any]:

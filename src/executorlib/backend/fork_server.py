@@ -64,7 +64,10 @@ class ForkServer:
             self._end_all()
 
     def _hear(self) -> None:
-        self._obey(*receive_request(self._control))
+        request, fds = receive_request(self._control)
+        self._obey(request, fds)
+        if request[0] == "kill":
+            self._report("heard", request[1], 0)
 
     def _obey(self, request: tuple[Any, ...], fds: list[int]) -> None:
         kind, worker = request[:2]

@@ -216,14 +216,22 @@ class Runner:
 
     def set_up(self, setup: Setup, buffers: Sequence[Any]) -> None:
         """Take over the place of this worker: paths, environment, and what its init function supplies."""
-        apply_setup(setup)
+        try:
+            apply_setup(setup)
+        except Exception as error:  # each task is told, and this process goes on: its death would tell less
+            self._init_error = dump_error(error)
         self._error_log_file = setup.error_log_file
         self._keep = setup.keep
         self._supplied = {"executorlib_worker_id": setup.worker_id}
         if setup.init_function is None:
             return
+        if self._init_error is None:
+            self._initialize(setup.init_function, buffers)
+        self._link.send(BEGUN_HEAD.pack(BEGUN, NO_TASK))
+
+    def _initialize(self, init_function: bytes, buffers: Sequence[Any]) -> None:
         try:
-            init = loads(Payload(setup.init_function, buffers))
+            init = loads(Payload(init_function, buffers))
             entries = init(**supplied_for(init, self._supplied))
             if os.getpid() != self._pid:  # a call has forked, and its child comes back
                 end_fork()
@@ -233,7 +241,6 @@ class Runner:
             if os.getpid() != self._pid:
                 end_fork(error)
             self._init_error = dump_error(error)
-        self._link.send(BEGUN_HEAD.pack(BEGUN, NO_TASK))
 
     def report(self, number: int, outcome: Outcome) -> None:
         """Send the outcome of a task; the dispatcher hears of it before the next task begins."""

@@ -19,6 +19,12 @@ WATCH_VARIABLE = "EXECUTORLIB_WATCH"
 
 _BACKEND = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "backend")
 
+OTHER_MPI = (
+    "the launcher and the MPI library of mpi4py do not belong together. Use the mpiexec of the MPI library that mpi4py "
+    "was built for (python -m mpi4py --mpi-lib-version), or with srun and flux a matching pmi_mode"
+)
+"""Why ranks see fewer than were started, and what to do."""
+
 
 def get_command_path(executable: str) -> str:
     """Path of a worker program of this library, for example ``"interactive_serial.py"``."""

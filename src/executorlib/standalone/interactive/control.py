@@ -6,7 +6,8 @@ Each is a pickled tuple behind its length, with the file descriptors that belong
     ("fork", worker)                                               channel, [claims,] stdout, stderr
     ("exec", worker, argv, environment, cwd)                       stdout, stderr
     ("kill", worker, signal)
-    -> ("started", worker, pid) | ("failed", worker, reason) | ("exited", worker, wait status)
+    -> ("started", worker, pid) | ("failed", worker, reason) | ("heard", worker, 0)     one for each request
+    -> ("exited", worker, wait status)
 """
 
 from __future__ import annotations

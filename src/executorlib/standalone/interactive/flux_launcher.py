@@ -19,7 +19,7 @@ from executorlib.standalone.command import WATCH_VARIABLE
 from executorlib.standalone.flux import jobspec_of
 from executorlib.standalone.interactive.events import Event, Exited, LauncherLostError, Started, StartFailed
 from executorlib.standalone.interactive.flux_connection import FluxConnection, FluxLostError, JobHistory, words
-from executorlib.standalone.interactive.launcher import Launcher
+from executorlib.standalone.interactive.launcher import Launcher, is_standard_stream
 from executorlib.standalone.interactive.outlet import Outlet
 
 _LOG = logging.getLogger("executorlib")
@@ -259,6 +259,8 @@ class FluxLauncher(Launcher):
             self._silent(job)
             return
         outlet = self._stdout if event.context.get("stream") == "stdout" else job.stderr
+        if outlet is self._stdout and not is_standard_stream(1):
+            return
         if outlet is not None:
             outlet.write(_printed_data(event))
 

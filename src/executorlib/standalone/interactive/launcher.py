@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import sys
+import time
 from abc import ABC, abstractmethod
 
 from executorlib.standalone.command import get_command_path
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
 
 START_SECONDS = float(os.environ.get("EXECUTORLIB_START_SECONDS", "120"))
 """A process that has not reported after so long is given up."""
+# A fork server that has not even read that it is to end a worker after so long is given up, and its workers with it.
+_KILL_SECONDS = 30.0
+# A fork server that was told to end gets so long to end its workers.
+_END_SECONDS = 10.0
+_SAID_BYTES = 4096
 
 
 class Launcher(ABC):
@@ -34,10 +41,15 @@ class Launcher(ABC):
     Attributes:
         name: what it is called where it is lost
         waits_for_ever: whether a worker may have to wait for its start for any time, as a batch job does
+        command: its command line, where it is a process
+        end: how that has ended, and said: what it wrote last to its standard error; both known after `close`
     """
 
     waits_for_ever: bool = False
     name: str = "fork server"
+    command: Sequence[str] = ()
+    end: str = ""
+    said: bytes = b""
 
     @abstractmethod
     def fileno(self) -> int:
@@ -89,7 +101,8 @@ class Launcher(ABC):
 class ForkServer(Launcher):
     """The fork server of an executor, seen from the program (see `executorlib.backend.fork_server`).
 
-    It is started with the first request and does not wait for anything.
+    It is started with the first request and does not wait for anything. It answers each request, with the start of a
+    process or by saying that it has heard; one that does not answer in time is given up.
 
     Args:
         program: the fork server's, in the backend
@@ -99,28 +112,37 @@ class ForkServer(Launcher):
         ours, theirs = socket.socketpair()
         # A descriptor that is its own duplicate would stay closed on exec with an old C library.
         fd = 3 if theirs.fileno() != 3 else 4
-        argv = [sys.executable, *_interpreter_flags(), get_command_path(program), str(fd)]
+        self.command = argv = [sys.executable, *_interpreter_flags(), get_command_path(program), str(fd)]
         null = os.open(os.devnull, os.O_RDONLY)
+        actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, theirs.fileno(), fd)]
+        # What it has to say is for its last words: workers write to the program's standard error.
+        self._errors = os.memfd_create("executorlib") if hasattr(os, "memfd_create") else None
+        if self._errors is not None:
+            actions.append((os.POSIX_SPAWN_DUP2, self._errors, 2))
         try:
             self._pid = os.posix_spawn(
                 sys.executable,
                 argv,
                 os.environ,
                 setsigmask=(),  # a blocked SIGCHLD would never tell of an exit
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, null, 0),
-                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), fd),
-                ],
+                file_actions=actions,
             )
         except BaseException:
             ours.close()
+            if self._errors is not None:
+                os.close(self._errors)
             raise
         finally:
             os.close(null)
             theirs.close()
+        # A server that does not read must not stop the program, which waits for nothing else than for room here.
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(START_SECONDS) + 1, 0))
         self._control = ours
         self._partial = b""
-        send_request(ours, (list(sys.path),))
+        self._due: list[float] = []  # by when each request is to be answered, in their order
+        self._given_up = ""
+        with contextlib.suppress(OSError):  # it has ended already: the first request will tell
+            send_request(ours, (list(sys.path),))
 
     def fileno(self) -> int:
         return self._control.fileno()
@@ -129,7 +151,7 @@ class ForkServer(Launcher):
         """Fork a serial worker that is connected by a socket, and by a pipe of claims if it is to be kept."""
         with _output() as (stdout, stderr):
             fds = (channel, stdout, stderr) if claims is None else (channel, claims, stdout, stderr)
-            send_request(self._control, ("fork", worker), fds)
+            self._request(("fork", worker), fds, START_SECONDS)
 
     def execute(
         self,
@@ -141,15 +163,33 @@ class ForkServer(Launcher):
     ) -> None:
         with _output() as (out, err):
             fds = (out, err if stderr is None else stderr)
-            send_request(self._control, ("exec", worker, argv, environment, cwd), fds)
+            self._request(("exec", worker, argv, environment, cwd), fds, START_SECONDS)
 
     def kill(self, worker: int, signum: int = signal.SIGTERM) -> None:
         with contextlib.suppress(OSError):
-            send_request(self._control, ("kill", worker, int(signum)))
+            self._request(("kill", worker, int(signum)), (), _KILL_SECONDS)
+
+    def _request(self, request: tuple[Any, ...], fds: tuple[int, ...], seconds: float) -> None:
+        try:
+            send_request(self._control, request, fds)
+        except BlockingIOError as error:
+            raise ConnectionError("the fork server does not read what it is asked for") from error
+        self._due.append(time.monotonic() + seconds)
+
+    def deadline(self) -> float | None:
+        return min(self._due, default=None)
+
+    def expire(self, now: float) -> None:
+        due = self.deadline()
+        if due is not None and due <= now:
+            self._given_up = "it did not answer in time"
+            self._kill()
 
     def events(self) -> list[Event]:
         from executorlib.standalone.interactive.events import LauncherLostError
 
+        if self._given_up:
+            raise LauncherLostError(self._given_up)
         try:
             data = self._control.recv(65536, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -164,17 +204,58 @@ class ForkServer(Launcher):
             stop = LENGTH.size + LENGTH.unpack_from(self._partial)[0]
             if len(self._partial) < stop:
                 break
-            found.append(event_of(loads(self._partial[LENGTH.size : stop])))
+            report = loads(self._partial[LENGTH.size : stop])
             self._partial = self._partial[stop:]
+            if report[0] != "exited":
+                self._due.pop(0)
+            if report[0] != "heard":
+                found.append(event_of(report))
         return found
 
     def abandon(self) -> None:
         self._control.close()
+        if self._errors is not None:
+            os.close(self._errors)
 
     def close(self) -> None:
+        from executorlib.standalone.interactive.events import describe_exit
+
+        self._due.clear()
+        try:
+            # It ends when it reads that nothing more comes; its own end is then to be read here.
+            self._control.shutdown(socket.SHUT_WR)
+            self._control.settimeout(_END_SECONDS)
+            while self._control.recv(65536):
+                pass
+        except TimeoutError:
+            self._kill()
+        except OSError:  # it has ended
+            pass
         self._control.close()
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._pid, 0)
+        code = self._wait()
+        self.end = self._given_up or ("it does not end" if code is None else describe_exit(code))
+        if self._errors is not None:
+            size = os.fstat(self._errors).st_size
+            self.said = os.pread(self._errors, _SAID_BYTES, max(0, size - _SAID_BYTES))
+            os.close(self._errors)
+
+    def _kill(self) -> None:
+        with contextlib.suppress(OSError):
+            os.kill(self._pid, signal.SIGKILL)
+
+    def _wait(self) -> int | None:
+        """Its exit code; None if it has not ended after a time in which every process does, but for a broken disk."""
+        deadline = time.monotonic() + _END_SECONDS
+        pause = 1e-4
+        try:
+            while (ended := os.waitpid(self._pid, os.WNOHANG))[0] == 0:
+                if time.monotonic() > deadline:
+                    return None
+                time.sleep(pause)
+                pause = min(2 * pause, 0.01)
+        except ChildProcessError:  # the program has waited for it
+            return None
+        return os.waitstatus_to_exitcode(ended[1])
 
 
 def event_of(report: tuple[Any, ...]) -> Event:
@@ -190,19 +271,26 @@ def event_of(report: tuple[Any, ...]) -> Event:
     return Exited(worker, describe_exit(code), code == 0, *report[3:])
 
 
+def is_standard_stream(fd: int) -> bool:
+    """Whether 1 or 2 is still the program's standard output or error.
+
+    If the program has closed it, its number may have gone to some file or socket of the program, even of ours. What
+    Python opens is no child's to inherit, as a standard stream is.
+    """
+    try:
+        return os.get_inheritable(fd)
+    except OSError:  # it is closed
+        return False
+
+
 @contextlib.contextmanager
 def _output() -> Iterator[tuple[int, int]]:
-    """The program's standard output and error now, or nowhere if it has closed them.
-
-    Then their numbers may have gone to some file or socket of the program, even of ours. What Python opens is no
-    child's to inherit, as a standard stream is.
-    """
+    """The program's standard output and error now, or nowhere if it has closed them."""
     opened: list[int] = []
 
     def usable(fd: int) -> int:
-        with contextlib.suppress(OSError):
-            if os.get_inheritable(fd):
-                return fd
+        if is_standard_stream(fd):
+            return fd
         opened.append(os.open(os.devnull, os.O_WRONLY))
         return opened[-1]
 

@@ -69,6 +69,7 @@ class _Agent:
         self.workers: set[int] = set()
         self.idle_until: float | None = None
         self.dismissed = False
+        self.doomed = False  # its launcher was told to end
 
     def order(self, *order: Any) -> None:
         if not self.ready:
@@ -109,6 +110,7 @@ class NodeLauncher(Launcher):
         self._local = local
         self.waits_for_ever = local.waits_for_ever
         self.name = local.name
+        self.command = local.command
         self._idle_seconds = idle_seconds
         self._environment = environment
         self._slots = slots
@@ -236,7 +238,9 @@ class NodeLauncher(Launcher):
                 late = f"did not report within {START_SECONDS:g} s"
                 agent.cause = "it does not answer" if agent.ready else late
             agent.deadline = now + _LAST_SECONDS
-            self._local.kill(agent.number)
+            # A launcher that does not end its step, because the node does not answer, is ended itself.
+            self._local.kill(agent.number, signal.SIGKILL if agent.doomed else signal.SIGTERM)
+            agent.doomed = True
 
     def close(self) -> None:
         for agent in self._by_number.values():
@@ -255,6 +259,7 @@ class NodeLauncher(Launcher):
             self._relay.drop(agent)
         self._relay.close()
         self._local.close()
+        self.end, self.said = self._local.end, self._local.said
         self._selector.close()
 
     def abandon(self) -> None:

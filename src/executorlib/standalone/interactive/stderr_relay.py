@@ -9,6 +9,8 @@ import selectors
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
+from executorlib.standalone.interactive.launcher import is_standard_stream
+
 # A pipe that is ready takes so much without waiting (PIPE_BUF of Linux).
 _PIECE_BYTES = 4096
 _STDERR = 2
@@ -70,14 +72,16 @@ class StderrRelay(Generic[S]):
     def _read(self, speaker: S) -> None:
         if speaker.stderr is None or speaker in self._paused:  # its end was heard of in the same round
             return
-        if not _takes_a_piece(_STDERR):
+        somebody_may_read = is_standard_stream(_STDERR)
+        if somebody_may_read and not _takes_a_piece(_STDERR):
             self._pause(speaker)
             return
         data = os.read(speaker.stderr, _PIECE_BYTES)
         if data:
             speaker.heard(data)
-            with contextlib.suppress(OSError):
-                os.write(_STDERR, data)
+            if somebody_may_read:
+                with contextlib.suppress(OSError):
+                    os.write(_STDERR, data)
         else:
             self.drop(speaker)
             self._ended(speaker)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from executorlib.standalone.command import OTHER_MPI
 from executorlib.standalone.errors import ExecutorlibSocketError, WorkerDiedError, WorkerStartError
 from executorlib.standalone.interactive.events import describe_exit
 from executorlib.standalone.interactive.line import Line
@@ -83,8 +84,8 @@ class WorkerWatch:
         if hello.ranks not in (0, self._spawner._cores):  # programs of other packages do not tell theirs
             raise WorkerStartError(
                 f"The worker was asked to run on {self._spawner._cores} MPI ranks but sees {hello.ranks}. Either the "
-                "program is not one for several ranks, as interactive_parallel.py is, or the launcher and the MPI "
-                f"library of mpi4py do not belong together. The command was: {shlex.join(self.command)}"
+                f"program is not one for several ranks, as interactive_parallel.py is, or {OTHER_MPI}. "
+                f"The command was: {shlex.join(self.command)}"
             )
 
     def _look(self, done: Callable[[], bool]) -> None:

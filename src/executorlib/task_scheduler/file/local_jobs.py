@@ -33,9 +33,8 @@ from executorlib.standalone.cache_queue import JobNumber
 from executorlib.standalone.cache_trust import open_own
 from executorlib.standalone.command import PATH_VARIABLE, mpiexec_command
 from executorlib.standalone.hardware import program_environment, thread_environment
-from executorlib.standalone.interactive.control import send_request
 from executorlib.standalone.interactive.events import Exited, LauncherLostError, Started, describe_exit
-from executorlib.standalone.interactive.launcher import ForkServer, has_fork_server
+from executorlib.standalone.interactive.launcher import START_SECONDS, ForkServer, has_fork_server
 from executorlib.standalone.processes import is_alive, signal_group
 from executorlib.task_scheduler.file.launcher import (
     Job,
@@ -108,7 +107,7 @@ class _JobServer(ForkServer):
         Raises:
             OSError: the server is gone
         """
-        send_request(self._control, ("job", number, path, environment, cwd), (log,))
+        self._request(("job", number, path, environment, cwd), (log,), START_SECONDS)
 
 
 class LocalJobs(JobLauncher):
@@ -147,6 +146,8 @@ class LocalJobs(JobLauncher):
             return 0.0
         moments = [due for process in self._processes.values() if (due := process.due()) is not None]
         moments += [moment for moment, _ in self._later[:1]]
+        if self._server is not None and (due := self._server.deadline()) is not None:
+            moments.append(due)
         if any(process.descriptor is None and not process.served for process in self._processes.values()):
             moments.append(time.monotonic() + self._pause)
         return min(moments, default=None)
@@ -327,7 +328,8 @@ class LocalJobs(JobLauncher):
     def _look(self) -> list[_Process]:
         """Hear the job server; returns the other processes that have ended."""
         ready = {key.data for key, _ in self._selector.select(0)} if self._selector is not None else set()
-        if _SERVER in ready:
+        if self._server is not None:
+            self._server.expire(time.monotonic())
             self._hear_server()
         return [
             process
@@ -368,6 +370,8 @@ class LocalJobs(JobLauncher):
                 self._has_ended(process, None)
             else:
                 self._watch(process)
+                if process.verdict is not None:  # the server was asked to end it, and may not have heard
+                    signal_group(process.pid, "SIGKILL")
 
     def _has_ended(self, process: _Process, code: int | str | None) -> None:
         """A process has ended.

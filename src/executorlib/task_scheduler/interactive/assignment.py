@@ -21,9 +21,8 @@ from executorlib.standalone.interactive.messages import (
 )
 from executorlib.standalone.interactive.wire import Message
 from executorlib.standalone.resources import Resources
-from executorlib.standalone.serialize import load_error
 from executorlib.task_scheduler.interactive.ledger import TaskLedger
-from executorlib.task_scheduler.interactive.outcome import death, deliver, fail
+from executorlib.task_scheduler.interactive.outcome import death, deliver, error_of, fail
 from executorlib.task_scheduler.interactive.pool import ResourcePool
 from executorlib.task_scheduler.interactive.task import Task
 from executorlib.task_scheduler.interactive.worker import STALL_SECONDS, Worker
@@ -67,7 +66,6 @@ class Assignment:
 
     Attributes:
         steal_at: when `assign` wants to be called to look for tasks that wait behind one that makes no progress
-        start_at: before that no further kept worker is started, because the last could not be
     """
 
     def __init__(
@@ -79,9 +77,14 @@ class Assignment:
         self._ledger = ledger
         self._observer = observer
         self.steal_at: float | None = None
-        self.start_at: float | None = None
+        self._start_at: float | None = None  # no further kept worker before that, because the last could not be started
         self._pause = 0.0
         self._look_at: float | None = None  # from when on it looks, if it is called anyhow; None: nothing waits so
+
+    @property
+    def start_at(self) -> float | None:
+        """When `assign` wants to be called to start a kept worker after one that could not be; None: none is needed."""
+        return None if not self._ledger.ready or self._pool.is_full() else self._start_at
 
     # Handing out
 
@@ -164,9 +167,9 @@ class Assignment:
         elif any(not (w.stopping or w.doomed) for w in self._workers.workers.values()):
             # They do the tasks, or tell by their end that no worker can be started.
             self._pause = min(max(_FIRST_PAUSE_SECONDS, 2 * self._pause), _LONGEST_PAUSE_SECONDS)
-            self.start_at = time.monotonic() + self._pause
+            self._start_at = time.monotonic() + self._pause
         else:
-            self._pause, self.start_at = 0.0, None
+            self._pause, self._start_at = 0.0, None
             for task in self._ledger.ready.clear():
                 self._ledger.fail(task, error)
 
@@ -204,10 +207,10 @@ class Assignment:
     def _start_kept(self) -> None:
         if self._pool.is_full():
             return
-        if self.start_at is not None:
-            if time.monotonic() < self.start_at:
+        if self._start_at is not None:
+            if time.monotonic() < self._start_at:
                 return
-            self.start_at = None
+            self._start_at = None
         idle = sum(not worker.queue for worker in self._workers.workers.values())
         while len(self._ledger.ready) > idle and self._start(self._policy.resources) is not None:
             idle += 1
@@ -356,8 +359,8 @@ class Assignment:
         """One rank has failed. If the others wait for it, they wait for ever: give them a moment."""
         if worker.verdict is None and worker.queue:
             try:
-                number, error = pickle.loads(data)
-                error = load_error(error)
+                number, dumped = pickle.loads(data)
+                error = error_of(worker.queue[0].fn.name, dumped)
             except BaseException as reason:  # whatever is in it
                 raise ValueError(f"an error of a rank that cannot be unpickled: {safe_repr(reason)}") from reason
             if worker.queue[0].number == number:
@@ -383,20 +386,24 @@ class Assignment:
         queue, worker.queue = list(worker.queue), type(worker.queue)()
         if worker.stopping and not queue:
             return
-        if worker.connection is None and self._pool.is_left_out(worker.allotment):
-            self._ledger.put_back(queue)  # there are other nodes
+        spared = worker.spared and worker.verdict is None
+        if spared or (worker.connection is None and self._pool.is_left_out(worker.allotment)):
+            self._ledger.put_back(queue)  # there are other nodes, or there will be another launcher
             return
         if worker.verdict is not None:
             error = worker.verdict
-        elif worker.connection is None:
+        elif not worker.has_started:
             error = self._workers.start_error(worker, f"ended before it had started: {worker.cause}")
+            if self._policy.keep:  # none of its tasks has begun
+                self._ledger.put_back(queue)
+                queue = []
         else:
             error = None
         if not queue and worker.preparing and worker.verdict is None and self._ledger.next_ready() is not None:
             queue = [self._ledger.ready.pop()]  # what it was started for: else one worker would follow the other
         if not queue:
             _LOG.warning("%r ended while idle: %s", worker, worker.cause)
-            if worker.connection is None and error is not None:
+            if error is not None and not worker.has_started:
                 self._cannot_start(error)
             return
         # Only the first was running: a worker whose tasks cannot be taken back has the others still in its queue.
@@ -475,7 +482,8 @@ class Assignment:
     def kill_all(self) -> None:
         """End the workers, and with them what they run."""
         for worker in list(self._workers.workers.values()):
-            worker.verdict = worker.verdict or WorkerDiedError(f"{worker!r} was ended by the program")
+            busy = f" while it ran {worker.queue[0].fn.name}" if worker.queue else ""
+            worker.verdict = worker.verdict or WorkerDiedError(f"{worker!r} was ended by the program{busy}")
             self._workers.kill(worker, time.monotonic())
 
     def stop_all(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from executorlib.standalone.callbacks import user_code
 from executorlib.standalone.errors import TaskExitError, WorkerDiedError, safe_repr
-from executorlib.standalone.interactive.messages import DONE, EXITED, RANKS_DONE
+from executorlib.standalone.interactive.messages import DONE, INIT_FAILED, RANKS_DONE
 from executorlib.standalone.serialize import Payload, load_error
 from executorlib.task_scheduler.interactive.task import Task
 from executorlib.task_scheduler.interactive.worker import Worker
@@ -26,7 +26,8 @@ def deliver(task: Task, status: int, data: bytes, buffers: Sequence[Any]) -> Non
         elif status == RANKS_DONE:
             task.future.set_result(_load_ranks(Payload(data, buffers)))
         else:
-            task.future.set_exception(_error(task, status, data))
+            what = f"the init_function of {task.fn.name}'s worker" if status == INIT_FAILED else task.fn.name
+            task.future.set_exception(error_of(what, data))
     except BaseException as error:
         _undeliverable(task, error)
 
@@ -67,11 +68,17 @@ def death(task: Task, worker: Worker) -> WorkerDiedError:
     )
 
 
-def _error(task: Task, status: int, data: bytes) -> BaseException:
+def error_of(what: str, data: bytes) -> BaseException:
+    """What the user's code raised in a worker. An exit is told: raised here, it would end the program.
+
+    Args:
+        what: the name of that code
+        data: the pickled exception
+    """
     error = load_error(data)
-    if status != EXITED:
+    if not isinstance(error, (SystemExit, KeyboardInterrupt)):
         return error
-    exit_error = TaskExitError(f"{task.fn.name} raised {safe_repr(error)}")
+    exit_error = TaskExitError(f"{what} raised {safe_repr(error)}")
     exit_error.__cause__ = error.__cause__
     return exit_error
 

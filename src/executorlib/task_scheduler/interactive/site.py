@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+from executorlib.standalone.hardware import program_environment, thread_environment
 from executorlib.standalone.interactive.launcher import Launcher, make_launcher
+from executorlib.standalone.interactive.messages import Setup
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import Payload
 from executorlib.task_scheduler.interactive.pool import Allotment
@@ -35,3 +39,35 @@ class Site(NamedTuple):
     init_function: Payload | None = None
     make_launcher: Callable[[], Launcher] = make_launcher
     queued: bool = False
+
+    def setup(self, place: int, resources: Resources, allotment: Allotment, *, forked: bool) -> Setup:
+        """What a worker is told first.
+
+        Args:
+            place: its ``executorlib_worker_id``
+            resources: its own
+            allotment: its own
+            forked: whether it has neither the program's environment nor its working directory
+        """
+        environment = None
+        if forked:
+            environment = program_environment()
+            environment.update(thread_environment(resources.threads_per_core, environment))
+        return Setup(
+            worker_id=place,
+            path=list(sys.path),
+            environment=environment,
+            cwd=resources.cwd or (_working_directory() if forked else None),
+            init_function=self.init_function.data if self.init_function is not None else None,
+            error_log_file=resources.error_log_file,
+            gpus=allotment.gpus,
+            keep=self.keep,
+        )
+
+
+def _working_directory() -> str | None:
+    """The program's working directory; None if it is gone."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None

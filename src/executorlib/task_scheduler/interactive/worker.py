@@ -34,6 +34,10 @@ class Worker:
 
     Attributes:
         number: unique in the executor's life; place: its ``executorlib_worker_id``
+        process: what its launcher has started for it, which leads a process group: itself, or an mpiexec or srun
+        said_pid: its own process id on its host, when it has introduced itself
+        spared: its launcher was lost before it had started it: nobody is to blame
+        started: its launcher has started that process, or it has introduced itself
         connection: None until it has connected
         queue: the tasks it was sent, in order; the first is running
         backlog: seconds that the queue is thought to take
@@ -64,7 +68,10 @@ class Worker:
         self.claims: tuple[int, int] | None = None  # read end, write end
         self.stderr: int | None = None
         self.stderr_tail = b""
-        self.pid = 0
+        self.process = 0
+        self.said_pid = 0
+        self.started = False
+        self.spared = False
         self.host = ""
         self.queue: deque[Task] = deque()
         self.backlog = 0.0
@@ -89,6 +96,11 @@ class Worker:
         self._functions: OrderedDict[int, int] = OrderedDict()  # number -> bytes
         self._batch = 0
         self._back = 0  # the last task that was taken back
+
+    @property
+    def pid(self) -> int:
+        """Its process id on its host; that of its launcher until it has introduced itself."""
+        return self.said_pid or self.process
 
     def __repr__(self) -> str:
         where = f" on {self.host}" if self.host else ""
@@ -178,6 +190,11 @@ class Worker:
         self.backlog = sum(task.estimate for task in self.queue)
         self.full = False
         return tasks[::-1]
+
+    @property
+    def has_started(self) -> bool:
+        """Whether there was ever somebody to do a task."""
+        return self.connection is not None and self.started
 
     def is_able(self) -> bool:
         """Whether it can be sent tasks."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from executorlib.standalone.command import get_command_path
+from executorlib.standalone.command import OTHER_MPI, get_command_path
 from executorlib.standalone.errors import WorkerStartError
 from executorlib.standalone.hardware import program_environment, thread_environment
 from executorlib.standalone.interactive.events import (
@@ -29,7 +29,7 @@ from executorlib.standalone.interactive.events import (
 )
 from executorlib.standalone.interactive.launcher import START_SECONDS, ForkServer, Launcher
 from executorlib.standalone.interactive.listener import Hello
-from executorlib.standalone.interactive.messages import RANK_ERROR, SETUP, STOP, WELCOME, Setup
+from executorlib.standalone.interactive.messages import RANK_ERROR, SETUP, STOP, WELCOME
 from executorlib.standalone.interactive.stderr_relay import StderrRelay
 from executorlib.standalone.interactive.wire import Connection, Message, ProtocolError
 from executorlib.standalone.resources import Resources
@@ -89,13 +89,16 @@ class WorkerPool:
         worker = Worker(next(self._numbers), place, resources, allotment)
         if resources.cwd is not None:
             os.makedirs(resources.cwd, exist_ok=True)
-        try:
-            self._start_process(worker, now)
-        except ConnectionError as error:  # the fork server was killed a moment ago
-            if self._launcher is None:  # and there can be no other
-                raise
-            self._launcher_lost(LauncherLostError(str(error)))
-            self._start_process(worker, now)
+        for last in (False, True):
+            try:
+                self._start_process(worker, now)
+                break
+            except ConnectionError as error:  # the fork server was killed a moment ago
+                if self._launcher is None:  # and there can be no other
+                    raise
+                name, why = self._launcher.name, self._launcher_lost(LauncherLostError(str(error)), worker)
+                if last:
+                    raise self.start_error(worker, f"cannot be started: lost with its {name} ({why})") from error
         self.workers[worker.number] = worker
         return worker
 
@@ -124,6 +127,8 @@ class WorkerPool:
 
     def _use(self, launcher: Launcher) -> None:
         self._launcher = launcher
+        self._command = launcher.command
+        self._proven = False  # that it can start a process
         self._selector.register(launcher.fileno(), selectors.EVENT_READ, self._launcher_readable)
 
     @staticmethod
@@ -182,23 +187,9 @@ class WorkerPool:
         worker.connection = connection
         worker.deadline = None
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._readable(worker))
-        init = self._site.init_function
-        environment = None
         forked = worker.command is None
-        if forked:
-            environment = program_environment()
-            environment.update(thread_environment(worker.resources.threads_per_core, environment))
-        setup = Setup(
-            worker_id=worker.place,
-            path=list(sys.path),
-            environment=environment,
-            cwd=worker.resources.cwd or (_working_directory() if forked else None),
-            init_function=init.data if init is not None else None,
-            error_log_file=worker.resources.error_log_file,
-            gpus=worker.allotment.gpus,
-            keep=self._site.keep,
-        )
-        buffers = init.buffers if init is not None else ()
+        setup = self._site.setup(worker.place, worker.resources, worker.allotment, forked=forked)
+        buffers = self._site.init_function.buffers if self._site.init_function is not None else ()
         if worker.remote or not forked:
             self._send(worker, WELCOME)
         self._send(worker, SETUP + pickle.dumps(tuple(setup)), buffers)
@@ -230,7 +221,8 @@ class WorkerPool:
             if worker.deadline is None or worker.deadline > now:
                 continue
             worker.deadline = None
-            if worker.cause is not None:  # its standard error is held open by a child
+            if worker.cause is not None:  # a child holds its standard error open, or no more has come over the network
+                self._drain(worker)
                 self._end(worker)
                 continue
             if worker.remote and worker.doomed:  # its agent, or its node, does not answer
@@ -318,7 +310,7 @@ class WorkerPool:
     def start_error(self, worker: Worker, what: str) -> WorkerStartError:
         """Why a worker could not be started, with its command and what it said."""
         said = worker.stderr_tail.decode(errors="replace").strip() or "(nothing)"
-        command = " ".join(worker.command or [f"the agent on {worker.host}" if worker.remote else "the fork server"])
+        command = " ".join(worker.command or ([f"the agent on {worker.host}"] if worker.remote else self._command))
         return WorkerStartError(f"A worker {what}.\n  command: {command}\n  its standard error: {said}")
 
     # What the selector reports
@@ -392,7 +384,7 @@ class WorkerPool:
             self._events.append(Returned(worker, worker.returned(event.begun)))
             return
         if isinstance(event, Started):
-            worker.pid = event.pid
+            worker.process, worker.started, self._proven = event.pid, True, True
             if worker.connection is None and worker.deadline is None and not (worker.doomed or self._site.queued):
                 worker.deadline = time.monotonic() + START_SECONDS  # it has waited for its turn until now
             _LOG.debug("started %r", worker)
@@ -442,22 +434,41 @@ class WorkerPool:
         self._relay.drop(worker)
         worker.close()
 
-    def _launcher_lost(self, error: LauncherLostError) -> None:
-        """The fork server was killed: its children are on their own, so end them, and start another with the next."""
-        assert self._launcher is not None
-        name = self._launcher.name
-        _LOG.warning("the %s is lost, and its %d workers with it: %s", name, len(self.workers), error)
-        self._selector.unregister(self._launcher.fileno())
-        self._launcher.close()
+    def _launcher_lost(self, error: LauncherLostError, asked_for: Worker | None = None) -> str:
+        """The fork server was killed: its children are on their own, so end them, and start another with the next.
+
+        Args:
+            error: how that was noticed
+            asked_for: the worker that was to be started then
+
+        Returns:
+            why it has ended
+        """
+        launcher = self._launcher
+        assert launcher is not None
+        with contextlib.suppress(LauncherLostError):  # what it has told before its end
+            while events := launcher.events():
+                for event in events:
+                    self._launched(event)
+        self._selector.unregister(launcher.fileno())
+        launcher.close()
         self._launcher = None
+        why = launcher.end or str(error)
+        name = launcher.name
+        _LOG.warning("the %s is lost, and its %d workers with it: %s", name, len(self.workers), why)
+        for worker in [*self.workers.values(), *([asked_for] if asked_for is not None else [])]:
+            if worker.command is None and not (worker.started or worker.remote):
+                worker.heard(launcher.said)
+                worker.spared = self._proven  # an accident, and no sign that another cannot start it either
         for worker in list(self.workers.values()):
-            if worker.pid and worker.cause is None and not worker.remote:
+            if worker.process and worker.cause is None and not worker.remote:
                 with contextlib.suppress(OSError):
                     # What it has started may be elsewhere: a launcher has to end it.
-                    os.killpg(worker.pid, _KILL if worker.command is None else signal.SIGTERM)
-            worker.cause = worker.cause or f"lost with its {name} ({error})"
+                    os.killpg(worker.process, _KILL if worker.command is None else signal.SIGTERM)
+            worker.cause = worker.cause or f"lost with its {name} ({why})"
             self._drain(worker)
             self._end(worker)
+        return why
 
     # Workers that connect
 
@@ -471,15 +482,12 @@ class WorkerPool:
             self._welcome(worker, hello, connection)
 
     def _welcome(self, worker: Worker, hello: Hello, connection: Connection) -> None:
-        worker.host = hello.host
+        worker.host, worker.said_pid, worker.started = hello.host, hello.pid, True
         if hello.ranks != worker.resources.cores:
             connection.close()
             worker.verdict = self.start_error(
                 worker,
-                f"was asked to run on {worker.resources.cores} MPI ranks but sees {hello.ranks}: the launcher "
-                "and the MPI library of mpi4py do not belong together. Use the mpiexec of the MPI library "
-                "that mpi4py was built for (python -m mpi4py --mpi-lib-version), or with srun and flux a "
-                "matching pmi_mode",
+                f"was asked to run on {worker.resources.cores} MPI ranks but sees {hello.ranks}: {OTHER_MPI}",
             )
             self.kill(worker, time.monotonic())
             return
@@ -490,11 +498,3 @@ class WorkerPool:
         worker = self.workers.get(hello.worker)
         if worker is not None and message[0][:1] == RANK_ERROR:
             self._events.append(Heard(worker, [message]))
-
-
-def _working_directory() -> str | None:
-    """The program's working directory; None if it is gone."""
-    try:
-        return os.getcwd()
-    except OSError:
-        return None

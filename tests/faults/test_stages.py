@@ -79,8 +79,12 @@ def test_in_pickling(make_executor: MakeExecutor, end: Any, words: str, stage: s
         assert exe.submit(tasks.add, 1, 1).result(40) == 2
 
 
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 @pytest.mark.kinds("block", "block-spawned")
-@pytest.mark.parametrize(("end", "words"), ENDS)
+@pytest.mark.parametrize(("end", "words"), [*ENDS, pytest.param(interrupt, "", id="SIGINT")])
 def test_while_idle(
     make_executor: MakeExecutor, end: Any, words: str, caplog: pytest.LogCaptureFixture, eventually: Eventually
 ) -> None:
@@ -429,6 +433,20 @@ def test_restarts_of_several_ranks(tmp_path: Path, block: bool, restarts: int) -
             assert future.result(50) == [5, 5]
         else:
             assert isinstance(future.exception(50), WorkerDiedError)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+def test_one_rank_ends_while_idle(rank: int, signum: signal.Signals, caplog: Any, eventually: Eventually) -> None:
+    """The end of MPI would wait for the others, which wait for the next call."""
+    needs_mpi()
+    with SingleNodeExecutor(max_cores=2, resource_dict={"cores": 2}, block_allocation=True) as exe:
+        pids = exe.submit(tasks.pid).result(40)
+        time.sleep(0.2)
+        os.kill(pids[rank], signum)
+        eventually(lambda: "ended while idle" in caplog.text)
+        assert exe.submit(tasks.add, 1).result(40) == [1, 1]
 
 
 @pytest.mark.mpi

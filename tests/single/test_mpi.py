@@ -195,12 +195,14 @@ def test_a_result_that_cannot_be_pickled() -> None:
         assert exe.submit(tasks.add, 1).result(40) == [1, 1]
 
 
-def test_run_time_max_ends_all_ranks(tmp_path: Path, eventually: Eventually) -> None:
+@pytest.mark.parametrize("block", [False, True])
+def test_run_time_max_ends_all_ranks(tmp_path: Path, eventually: Eventually, block: bool) -> None:
     def wait() -> None:
         (tmp_path / f"pid{os.getpid()}").touch()
         time.sleep(600)
 
-    with SingleNodeExecutor(max_cores=2, resource_dict={"cores": 2, "run_time_max": 5}) as exe:
+    limited = {"cores": 2, "run_time_max": 5}
+    with SingleNodeExecutor(max_cores=2, resource_dict=limited, block_allocation=block) as exe:
         with pytest.raises(TimeoutError, match="run_time_max"):
             exe.submit(wait).result(40)
         pids = [int(path.name[3:]) for path in tmp_path.glob("pid*")]

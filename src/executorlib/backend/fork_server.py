@@ -131,9 +131,11 @@ class ForkServer:
                 os.close(fd)
             code = work(fds[0], fds[1] if len(fds) == 4 else None)
         except BaseException as error:
-            code = 127 if request[0] == "exec" else code
+            what = "a worker is ended by"
+            if request[0] == "exec":
+                code, what = 127, "cannot start a worker:"
             try:
-                os.write(2, f"executorlib: cannot start a worker: {error!r}\n".encode())
+                os.write(2, f"executorlib: {what} {error!r}\n".encode())
             except OSError:  # nobody listens
                 pass
         finally:

@@ -11,12 +11,11 @@ Idle ranks sleep until rank 0 wakes them. Those on other machines look with paus
 
 from __future__ import annotations
 
+import os
 import sys
 
 if __name__ == "__main__":
     # Run as a file, whose folder is not a place where a program's modules are to be found.
-    import os
-
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import pickle
@@ -25,6 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from executorlib.backend.bell import Bell
+from executorlib.backend.calls import flush_output
 from executorlib.backend.dict_calls import DictLink
 from executorlib.backend.ranks import start_mpi
 from executorlib.backend.remote import Arguments, introduce, leave_package_folder, watch_lifeline
@@ -179,7 +179,15 @@ def main(argv: list[str]) -> None:
         watch(connection)
     make_main()
     link = DictLink(RankLink(comm, connection), arguments.worker, None if connection is None else connection.fileno())
-    link.serve(RankRunner(link, comm, arguments))
+    try:
+        link.serve(RankRunner(link, comm, arguments))
+    except BaseException:
+        # Such as KeyboardInterrupt between two tasks. The end of MPI would wait for the other ranks, and these for it.
+        import traceback
+
+        traceback.print_exc()
+        flush_output()
+        os._exit(1)
     finish()
     if connection is not None:
         connection.close()

@@ -119,7 +119,7 @@ class NodeAgent(ForkServer):
             code = self._work(request[1])
         except BaseException as error:
             with contextlib.suppress(OSError):
-                os.write(2, f"executorlib: cannot start a worker: {error!r}\n".encode())
+                os.write(2, f"executorlib: a worker is ended by {error!r}\n".encode())
         finally:
             os._exit(code)
 

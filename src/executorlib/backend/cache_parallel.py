@@ -22,6 +22,7 @@ from executorlib.backend.worker import finish
 from executorlib.standalone.cache_claim import TAKEN_EXIT_CODE
 from executorlib.standalone.cache_outcome import is_ended, read_call
 from executorlib.standalone.cache_paths import CachePaths
+from executorlib.standalone.command import OTHER_MPI
 
 _PAUSE = 1e-3
 # When one rank has failed, the others get so long to come to an end themselves.
@@ -82,9 +83,8 @@ def _wrong_size(content: dict[str, bytes], size: int) -> Exception | None:
 
     library = MPI.Get_library_version().strip("\0 \n").splitlines()[0]
     return RuntimeError(
-        f"The task was asked to run on {asked} MPI ranks but sees {size}: the launcher and the MPI library of mpi4py "
-        f"({library}) do not belong together. Use the mpiexec of the MPI library that mpi4py was built for (python -m "
-        "mpi4py --mpi-lib-version), or with srun and flux a matching pmi_mode (see Troubleshooting: WorkerStartError)"
+        f"The task was asked to run on {asked} MPI ranks but sees {size}: {OTHER_MPI}. Here mpi4py uses {library} "
+        "(see Troubleshooting: WorkerStartError)"
     )
 
 

@@ -81,7 +81,7 @@ def _wrong_size(content: dict[str, bytes], size: int) -> Exception | None:
         return None
     from mpi4py import MPI
 
-    library = MPI.Get_library_version().strip("\0 \n").splitlines()[0]
+    library = " ".join(MPI.Get_library_version().strip("\0 \n").splitlines()[0].split())
     return RuntimeError(
         f"The task was asked to run on {asked} MPI ranks but sees {size}: {OTHER_MPI}. Here mpi4py uses {library} "
         "(see Troubleshooting: WorkerStartError)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import queue
 import signal
 import sys
 import threading
@@ -330,7 +331,7 @@ def test_a_fork_server_that_never_answers(
     python.write_text("#!/bin/sh\necho 'still trying' >&2\nexec sleep 600\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    monkeypatch.setattr(launcher, "START_SECONDS", 1.0)
+    monkeypatch.setattr(launcher, "START_SECONDS", 3.0)
     with make_executor(max_workers=1) as exe:
         start = time.monotonic()
         for error in [future.exception(30) for future in [exe.submit(tasks.add, i) for i in range(2)]]:
@@ -339,6 +340,73 @@ def test_a_fork_server_that_never_answers(
             assert "still trying" in str(error)
             assert str(python) in str(error)
         assert time.monotonic() - start < 15
+
+
+@pytest.mark.kinds("fresh", "block")
+def test_a_program_that_is_busy_blames_no_fork_server(
+    make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has answered, and a callback has kept the dispatcher from reading that."""
+
+    def let_go_and_submit(_: Future[Any]) -> None:
+        monkeypatch.setattr(launcher, "START_SECONDS", 0.1)
+        (tmp_path / "go").touch()
+        time.sleep(0.3)  # its result is there when the next call is sent off
+        submitted.put(exe.submit(tasks.add, 2))
+
+    submitted: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+    with make_executor(max_workers=4) as exe:
+        running = exe.submit(tasks.hold, tmp_path / "running", tmp_path / "end", 3)
+        held = exe.submit(tasks.hold, tmp_path / "held", tmp_path / "go", 1)
+        tasks.wait_for(tmp_path / "running")
+        tasks.wait_for(tmp_path / "held")
+        held.add_done_callback(lambda _: time.sleep(0.5))
+        exe.submit(tasks.sleep_and_return, 0, 0.1).add_done_callback(let_go_and_submit)
+        assert submitted.get().result(30) == 2
+        (tmp_path / "end").touch()
+        assert (held.result(30), running.result(30)) == (1, 3)
+    assert "is lost" not in caplog.text
+
+
+@pytest.mark.kinds("fresh")
+def test_a_call_that_is_ended_while_the_fork_server_starts_ends_no_other(
+    make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """As on a slow disk: it hears of that when it has started."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nsleep 1\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(launcher, "_KILL_SECONDS", 0.2)
+    with make_executor(max_workers=2) as exe:
+        unwanted, other = exe.submit(time.sleep, 60), exe.submit(tasks.add, 1)
+        eventually(lambda: unwanted.running() and other.running())
+        assert exe.cancel(unwanted)
+        assert other.result(30) == 1
+        assert unwanted.cancelled()
+
+
+@pytest.mark.kinds("fresh", "block")
+def test_a_call_whose_first_fork_server_was_lost_runs_once(make_executor: MakeExecutor, tmp_path: Path) -> None:
+    """The second server has started its worker, whose death is its own."""
+
+    def note_and_die() -> None:
+        tasks.append(tmp_path / "log", "ran")
+        os._exit(3)
+
+    def kill_and_submit(_: Future[Any]) -> None:  # while the dispatcher cannot look
+        server = living_child("fork_server_main.py")
+        server.kill()
+        while server.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.001)
+        submitted.put(exe.submit(note_and_die))
+
+    submitted: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+    (tmp_path / "log").touch()
+    with make_executor(max_workers=1) as exe:
+        exe.submit(tasks.sleep_and_return, 1, 0.2).add_done_callback(kill_and_submit)
+        assert isinstance(submitted.get().exception(30), WorkerDiedError)
+    assert (tmp_path / "log").read_text().split() in (["ran"], [])  # a kept worker may have ended with its server
 
 
 @pytest.mark.kinds("fresh", "block")

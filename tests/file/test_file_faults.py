@@ -275,13 +275,13 @@ def test_a_stopped_job_server_holds_nobody_up(
     """Neither the end of a call, nor the next one, nor the end of the executor."""
     if way != "forked" or sys.platform != "linux":
         pytest.skip("there is no job server")
-    monkeypatch.setattr(local_jobs, "START_SECONDS", 1.0)
     monkeypatch.setattr(launcher, "_KILL_SECONDS", 1.0)
     monkeypatch.setattr(launcher, "_END_SECONDS", 1.0)
-    with make_cluster() as exe:
+    with make_cluster() as exe, monkeypatch.context() as patch:
         held = exe.submit(file_tasks.hold, str(tmp_path / "begun"), str(tmp_path / "never"), 3)
         eventually((tmp_path / "begun").exists)
         eventually(held.running)
+        patch.setattr(local_jobs, "START_SECONDS", 1.0)
         living_child("job_server_main.py").suspend()
         assert exe.cancel(held)
         assert exe.submit(file_tasks.add, 1).result(timeout=20) == 1

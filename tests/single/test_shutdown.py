@@ -448,10 +448,15 @@ def test_a_program_with_closed_standard_streams(script: Script, tmp_path: Path, 
 def test_the_program_forks(script: Script, tmp_path: Path, mode: str) -> None:
     """The child of a program has nothing to do with its executors, and may have its own."""
     done = script(
-        PRELUDE + "exe = SingleNodeExecutor(**options)\n"
+        PRELUDE + "with SingleNodeExecutor(**options) as over:\n"
+        "    assert over.submit(add, 1).result() == 1\n"
+        "files = [open(os.devnull) for _ in range(20)]\n"
+        "exe = SingleNodeExecutor(**options)\n"
         "assert exe.submit(add, 1).result() == 1\n"
         "pid = os.fork()\n"
         "if pid == 0:\n"
+        "    for file in files:\n"
+        "        os.fstat(file.fileno())\n"
         "    try:\n"
         "        exe.submit(add, 1)\n"
         "    except RuntimeError:\n"

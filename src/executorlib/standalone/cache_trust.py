@@ -113,7 +113,8 @@ def open_own(path: str, flags: int) -> int:
             raise OSError(errno.EPERM, f"it is no file of its own; {_CURE}", path)
         if flags & os.O_TRUNC:
             os.ftruncate(descriptor, 0)
-        os.set_blocking(descriptor, True)
+        if hasattr(os, "O_NONBLOCK"):
+            os.set_blocking(descriptor, True)
     except BaseException:
         os.close(descriptor)
         raise

@@ -109,14 +109,14 @@ class ForkServer(Launcher):
     """
 
     def __init__(self, program: str = "fork_server_main.py") -> None:
+        self._errors = _memory_file()
         ours, theirs = socket.socketpair()
         # A descriptor that is its own duplicate would stay closed on exec with an old C library.
-        fd = 3 if theirs.fileno() != 3 else 4
+        fd = next(number for number in (3, 4, 5) if number not in (theirs.fileno(), self._errors))
         self.command = argv = [sys.executable, *_interpreter_flags(), get_command_path(program), str(fd)]
         null = os.open(os.devnull, os.O_RDONLY)
         actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, theirs.fileno(), fd)]
         # What it has to say is for its last words: workers write to the program's standard error.
-        self._errors = os.memfd_create("executorlib") if hasattr(os, "memfd_create") else None
         if self._errors is not None:
             actions.append((os.POSIX_SPAWN_DUP2, self._errors, 2))
         try:
@@ -129,14 +129,14 @@ class ForkServer(Launcher):
             )
         except BaseException:
             ours.close()
-            if self._errors is not None:
-                os.close(self._errors)
+            self._close_errors()
             raise
         finally:
             os.close(null)
             theirs.close()
         # A server that does not read must not stop the program, which waits for nothing else than for room here.
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(START_SECONDS) + 1, 0))
+        with contextlib.suppress(OSError):  # other systems write the time in other ways
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(START_SECONDS) + 1, 0))
         self._control = ours
         self._partial = b""
         self._due: list[float] = []  # by when each request is to be answered, in their order
@@ -174,16 +174,23 @@ class ForkServer(Launcher):
             send_request(self._control, request, fds)
         except BlockingIOError as error:
             raise ConnectionError("the fork server does not read what it is asked for") from error
-        self._due.append(time.monotonic() + seconds)
+        due = time.monotonic() + seconds
+        self._due.append(max(due, self._due[-1]) if self._due else due)  # it answers in this order
 
     def deadline(self) -> float | None:
-        return min(self._due, default=None)
+        return self._due[0] if self._due else None
 
     def expire(self, now: float) -> None:
-        due = self.deadline()
-        if due is not None and due <= now:
+        if not self._due or self._due[0] > now:
+            return
+        try:
+            self._control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
             self._given_up = "it did not answer in time"
             self._kill()
+        except OSError:  # it has ended, as `events` will tell
+            pass
+        # Else it has answered, and this program had something else to do than to read it.
 
     def events(self) -> list[Event]:
         from executorlib.standalone.interactive.events import LauncherLostError
@@ -214,8 +221,7 @@ class ForkServer(Launcher):
 
     def abandon(self) -> None:
         self._control.close()
-        if self._errors is not None:
-            os.close(self._errors)
+        self._close_errors()
 
     def close(self) -> None:
         from executorlib.standalone.interactive.events import describe_exit
@@ -237,7 +243,12 @@ class ForkServer(Launcher):
         if self._errors is not None:
             size = os.fstat(self._errors).st_size
             self.said = os.pread(self._errors, _SAID_BYTES, max(0, size - _SAID_BYTES))
-            os.close(self._errors)
+            self._close_errors()
+
+    def _close_errors(self) -> None:
+        errors, self._errors = self._errors, None
+        if errors is not None:
+            os.close(errors)
 
     def _kill(self) -> None:
         with contextlib.suppress(OSError):
@@ -256,6 +267,18 @@ class ForkServer(Launcher):
         except ChildProcessError:  # the program has waited for it
             return None
         return os.waitstatus_to_exitcode(ended[1])
+
+
+def _memory_file() -> int | None:
+    """A file without a name; None where there is none, or where it would have the number of a standard stream."""
+    try:
+        errors = os.memfd_create("executorlib")
+    except (AttributeError, OSError):  # of an old kernel, or forbidden
+        return None
+    if errors > 2:
+        return errors
+    os.close(errors)
+    return None
 
 
 def event_of(report: tuple[Any, ...]) -> Event:

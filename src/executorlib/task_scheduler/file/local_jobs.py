@@ -197,8 +197,10 @@ class LocalJobs(JobLauncher):
         return any(p.popen is not None or p.served or p.kill_at is not None for p in self._processes.values())
 
     def leave(self, jobs: Sequence[LeftJob]) -> None:
-        limited = any(process.deadline is not None for process in self._processes.values())
-        if self._waiting or limited or len(jobs) > len(self._processes):
+        processes = self._processes.values()
+        # A time limit is to be kept, or the job server has perhaps not begun a job when it is told to end.
+        unsure = any(process.deadline is not None or (process.served and not process.pid) for process in processes)
+        if self._waiting or unsure or len(jobs) > len(self._processes):
             program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "left_jobs.py")
             with subprocess.Popen(
                 [sys.executable, program],

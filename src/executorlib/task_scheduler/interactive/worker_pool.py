@@ -99,6 +99,7 @@ class WorkerPool:
                 name, why = self._launcher.name, self._launcher_lost(LauncherLostError(str(error)), worker)
                 if last:
                     raise self.start_error(worker, f"cannot be started: lost with its {name} ({why})") from error
+        worker.spared, worker.stderr_tail = False, b""  # a second server has nothing to do with the end of the first
         self.workers[worker.number] = worker
         return worker
 

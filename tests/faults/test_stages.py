@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import queue
+import select
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from executorlib import SingleNodeExecutor
 from executorlib.backend.calls import apply_setup
 from executorlib.standalone.errors import ExecutorlibSocketError, TaskExitError, WorkerDiedError, WorkerStartError
 from executorlib.standalone.interactive import launcher, subprocesses
+from executorlib.standalone.interactive.events import Started
 from executorlib.standalone.interactive.messages import Setup
 from executorlib.task_scheduler.interactive import worker_pool
 
@@ -384,6 +386,41 @@ def test_a_call_that_is_ended_while_the_fork_server_starts_ends_no_other(
         assert exe.cancel(unwanted)
         assert other.result(30) == 1
         assert unwanted.cancelled()
+
+
+def test_a_fork_server_that_was_stopped_with_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that is paused: the clock has gone on, and it is first to be heard."""
+    monkeypatch.setattr(launcher, "START_SECONDS", 0.1)
+    server = launcher.ForkServer()
+    try:
+        living_child("fork_server_main.py").suspend()
+        server.execute(1, ["true"], dict(os.environ), None, None)
+        time.sleep(0.2)
+        server.expire(time.monotonic())
+        living_child("fork_server_main.py").resume()
+        events: list[Any] = []
+        while not events:
+            select.select([server], [], [])
+            events += server.events()
+        assert isinstance(events[0], Started)
+    finally:
+        server.close()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("block", [False, True])
+def test_ranks_whose_fork_server_was_lost_are_started_by_another(block: bool) -> None:
+    needs_mpi()
+    with SingleNodeExecutor(max_cores=2, resource_dict={"cores": 2}, block_allocation=block) as exe:
+        pids = exe.submit(tasks.pid).result(40)
+        server = living_child("fork_server_main.py")
+        server.suspend()
+        if block:
+            psutil.Process(pids[0]).kill()  # another worker is to be started
+        future = exe.submit(tasks.add, 1)
+        time.sleep(0.3)
+        server.kill()
+        assert future.result(40) == [1, 1]
 
 
 @pytest.mark.kinds("fresh", "block")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import pytest
 import tasks
 from slurm_fixtures import FIXTURES
 
-from conftest import Eventually, StartScript, needs_mpi
+from conftest import Eventually, StartScript, living_child, needs_mpi
 from executorlib import SlurmJobExecutor
 from executorlib.standalone import slurm
 from executorlib.standalone.errors import WorkerDiedError, WorkerStartError
+from executorlib.standalone.interactive import launcher
 from executorlib.task_scheduler.interactive import worker_pool
 
 slurm_conf, in_slurm, shared_allocation, allocation, make_job, steps = FIXTURES
@@ -131,6 +133,22 @@ def test_the_fork_server_is_killed(make_job: Make, tmp_path: Path, eventually: E
         with pytest.raises(WorkerDiedError):
             future.result(15)
         assert exe.submit(abs, -1).result(20) == 1
+
+
+def test_a_stopped_fork_server_holds_nobody_up(
+    make_job: Make, tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "_KILL_SECONDS", 1.0)
+    monkeypatch.setattr(launcher, "_END_SECONDS", 1.0)
+    with make_job() as exe:
+        step = {"slurm_cmd_args": ["--comment=x"]}
+        running = exe.submit(begin_and_sleep, tmp_path / "begun", resource_dict=step)
+        eventually((tmp_path / "begun").exists)
+        living_child("fork_server_main.py").suspend()
+        assert exe.cancel(running)
+        with pytest.raises(CancelledError):
+            running.result(20)
+        assert exe.submit(abs, -1, resource_dict=step).result(30) == 1
 
 
 def test_a_step_is_refused(make_job: Make) -> None:

@@ -30,6 +30,8 @@ START_SECONDS = float(os.environ.get("EXECUTORLIB_START_SECONDS", "120"))
 """A process that has not reported after so long is given up."""
 # A fork server that has not even read that it is to end a worker after so long is given up, and its workers with it.
 _KILL_SECONDS = 30.0
+# One that has not answered in time gets so much longer.
+_GRACE_SECONDS = 2.0
 # A fork server that was told to end gets so long to end its workers.
 _END_SECONDS = 10.0
 _SAID_BYTES = 4096
@@ -109,12 +111,12 @@ class ForkServer(Launcher):
     """
 
     def __init__(self, program: str = "fork_server_main.py") -> None:
-        self._errors = _memory_file()
         ours, theirs = socket.socketpair()
+        null = os.open(os.devnull, os.O_RDONLY)
+        self._errors = _memory_file()
         # A descriptor that is its own duplicate would stay closed on exec with an old C library.
         fd = next(number for number in (3, 4, 5) if number not in (theirs.fileno(), self._errors))
         self.command = argv = [sys.executable, *_interpreter_flags(), get_command_path(program), str(fd)]
-        null = os.open(os.devnull, os.O_RDONLY)
         actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, theirs.fileno(), fd)]
         # What it has to say is for its last words: workers write to the program's standard error.
         if self._errors is not None:
@@ -140,6 +142,7 @@ class ForkServer(Launcher):
         self._control = ours
         self._partial = b""
         self._due: list[float] = []  # by when each request is to be answered, in their order
+        self._warned = False
         self._given_up = ""
         with contextlib.suppress(OSError):  # it has ended already: the first request will tell
             send_request(ours, (list(sys.path),))
@@ -173,7 +176,8 @@ class ForkServer(Launcher):
         try:
             send_request(self._control, request, fds)
         except BlockingIOError as error:
-            raise ConnectionError("the fork server does not read what it is asked for") from error
+            self._give_up("it did not read what it was asked for")
+            raise ConnectionError(self._given_up) from error
         due = time.monotonic() + seconds
         self._due.append(max(due, self._due[-1]) if self._due else due)  # it answers in this order
 
@@ -186,11 +190,22 @@ class ForkServer(Launcher):
         try:
             self._control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
-            self._given_up = "it did not answer in time"
-            self._kill()
+            if self._warned:
+                self._give_up("it did not answer in time")
+            else:  # both may have been stopped together, as a container is
+                self._warned = True
+                self._extend(now)
         except OSError:  # it has ended, as `events` will tell
             pass
         # Else it has answered, and this program had something else to do than to read it.
+
+    def _give_up(self, why: str) -> None:
+        self._given_up = why
+        self._kill()
+
+    def _extend(self, now: float) -> None:
+        """Wait on for what is overdue."""
+        self._due = [max(due, now + _GRACE_SECONDS) for due in self._due]
 
     def events(self) -> list[Event]:
         from executorlib.standalone.interactive.events import LauncherLostError
@@ -215,8 +230,11 @@ class ForkServer(Launcher):
             self._partial = self._partial[stop:]
             if report[0] != "exited":
                 self._due.pop(0)
+                self._warned = False
             if report[0] != "heard":
                 found.append(event_of(report))
+        if self._due and self._due[0] <= time.monotonic():  # it answers, if late
+            self._extend(time.monotonic())
         return found
 
     def abandon(self) -> None:

@@ -148,7 +148,7 @@ class Assignment:
         places = {worker.place for worker in self._workers.workers.values()}
         place = next(i for i in range(len(places) + 1) if i not in places)
         try:
-            worker = self._workers.start(place, resources, allotment, time.monotonic())
+            worker = self._workers.start(place, resources, allotment)
         except Exception as error:
             self._pool.give_back(allotment)
             self._cannot_start(error)

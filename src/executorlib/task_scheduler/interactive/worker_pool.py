@@ -80,7 +80,7 @@ class WorkerPool:
 
     # Starting
 
-    def start(self, place: int, resources: Resources, allotment: Allotment, now: float) -> Worker:
+    def start(self, place: int, resources: Resources, allotment: Allotment) -> Worker:
         """Start a worker; it can be sent tasks when its `connection` is there.
 
         Raises:
@@ -91,7 +91,7 @@ class WorkerPool:
             os.makedirs(resources.cwd, exist_ok=True)
         for last in (False, True):
             try:
-                self._start_process(worker, now)
+                self._start_process(worker)
                 break
             except ConnectionError as error:  # the fork server was killed a moment ago
                 if self._launcher is None:  # and there can be no other
@@ -103,7 +103,7 @@ class WorkerPool:
         self.workers[worker.number] = worker
         return worker
 
-    def _start_process(self, worker: Worker, now: float) -> None:
+    def _start_process(self, worker: Worker) -> None:
         program = self._program(worker.resources)
         argv = self._site.command(worker.resources, program, worker.allotment)
         launcher = self._launch()
@@ -112,13 +112,13 @@ class WorkerPool:
         elif argv is None and worker.allotment.places:
             self._fork_on_node(worker, cast("NodeLauncher", launcher))
             # If its agent does not start, that is to be seen first: then there are other nodes.
-            worker.deadline = self._start_deadline(launcher, now + START_SECONDS)
+            worker.deadline = self._start_deadline(launcher, 2 * START_SECONDS)
         else:
             self._execute(worker, launcher, argv or program)
-            worker.deadline = self._start_deadline(launcher, now)
+            worker.deadline = self._start_deadline(launcher, START_SECONDS)
 
-    def _start_deadline(self, launcher: Launcher, now: float) -> float | None:
-        return None if launcher.waits_for_ever or self._site.queued else now + START_SECONDS
+    def _start_deadline(self, launcher: Launcher, seconds: float) -> float | None:
+        return None if launcher.waits_for_ever or self._site.queued else time.monotonic() + seconds
 
     def _launch(self) -> Launcher:
         if self._launcher is None:
@@ -236,8 +236,12 @@ class WorkerPool:
             self._door.expire(now)
         due = self._launcher.deadline() if self._launcher is not None else None
         if self._launcher is not None and due is not None and due <= now:
-            self._launcher.expire(now)
-            self._launcher_readable()
+            try:
+                self._launcher.expire(now)
+            except LauncherLostError as error:
+                self._launcher_lost(error)
+            else:
+                self._launcher_readable()
 
     # Taking back
 
@@ -438,12 +442,7 @@ class WorkerPool:
     def _launcher_lost(self, error: LauncherLostError, asked_for: Worker | None = None) -> str:
         """The fork server was killed: its children are on their own, so end them, and start another with the next.
 
-        Args:
-            error: how that was noticed
-            asked_for: the worker that was to be started then
-
-        Returns:
-            why it has ended
+        Returns why it has ended; ``asked_for`` is the worker that was to be started then.
         """
         launcher = self._launcher
         assert launcher is not None
@@ -458,9 +457,11 @@ class WorkerPool:
         name = launcher.name
         _LOG.warning("the %s is lost, and its %d workers with it: %s", name, len(self.workers), why)
         for worker in [*self.workers.values(), *([asked_for] if asked_for is not None else [])]:
-            if worker.command is None and not (worker.started or worker.remote):
+            if worker.started or worker.cause is not None:
+                continue
+            worker.spared = self._proven  # an accident, and no sign that another cannot start it either
+            if worker.command is None and not worker.remote:
                 worker.heard(launcher.said)
-                worker.spared = self._proven  # an accident, and no sign that another cannot start it either
         for worker in list(self.workers.values()):
             if worker.process and worker.cause is None and not worker.remote:
                 with contextlib.suppress(OSError):

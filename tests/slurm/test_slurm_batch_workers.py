@@ -108,8 +108,14 @@ def test_a_worker_is_cancelled(make_workers: Make, tmp_path: Path, eventually: E
         assert exe.submit(job_number, 1).result(40) != number
 
 
-def test_a_worker_dies(make_workers: Make) -> None:
-    with make_workers(max_workers=1) as exe:
+@pytest.mark.parametrize("seconds", [0, 1.5])
+def test_a_worker_dies(make_workers: Make, seconds: float) -> None:
+    """Slurm is asked how, also where the end of the script takes longer than that of the worker."""
+    template = (
+        "#!/bin/sh\n#SBATCH --job-name={{job_name}}\n#SBATCH --chdir={{working_directory}}\n"
+        f"{{{{command}}}}\ncode=$?\nsleep {seconds}\nexit $code\n"
+    )
+    with make_workers(max_workers=1, resource_dict={"submission_template": template}) as exe:
         with pytest.raises(WorkerDiedError, match="FAILED"):
             exe.submit(tasks.end_self, signal.SIGKILL).result(40)
         assert exe.submit(abs, -1).result(40) == 1

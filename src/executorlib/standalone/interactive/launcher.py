@@ -72,6 +72,9 @@ class Launcher(ABC):
     def kill(self, worker: int, signum: int = signal.SIGTERM) -> None:
         """Send a signal to a worker's process and all that it has started; nothing if it is gone."""
 
+    def lost(self, worker: int) -> None:  # noqa: B027  # most launchers hear of it by themselves
+        """A worker's connection is lost: find out how it has ended."""
+
     @abstractmethod
     def events(self) -> Sequence[Event | NodeEvent]:
         """What has happened since the last call.

@@ -69,7 +69,7 @@ class SlurmQueue:
         """Something has happened that only Slurm can explain."""
         self._pause = FIRST_PAUSE
         if self._asked is None:
-            self.due = time.monotonic() + _SOON_SECONDS
+            self.due = min(self.due, time.monotonic() + _SOON_SECONDS)
 
     def status_now(self) -> dict[str, JobStatus]:
         """The jobs as they are now, or were a moment ago; waits for the answer.

@@ -53,6 +53,7 @@ class BatchLauncher(Launcher):
         self._jobs: dict[int, str] = {}  # of workers
         self._begun: set[int] = set()
         self._killed: dict[int, float] = {}  # and when they are taken for dead
+        self._lost: set[int] = set()
         self._events: list[Event] = []
 
     def fileno(self) -> int:
@@ -85,9 +86,16 @@ class BatchLauncher(Launcher):
         job = self._jobs.get(worker)
         if job is not None:
             self._cancel([job])
+            self._lost.discard(worker)
             if worker not in self._killed:
                 self._killed[worker] = time.monotonic() + _LAST_SECONDS
                 self._queue.ask_soon()
+
+    def lost(self, worker: int) -> None:
+        # To cancel its job at once would be told as its end, in the place of what has ended it.
+        if worker in self._jobs:
+            self._lost.add(worker)
+            self._queue.ask_soon()
 
     def events(self) -> list[Event]:
         numbers = {job: worker for worker, job in self._jobs.items()}
@@ -97,6 +105,8 @@ class BatchLauncher(Launcher):
         for worker, deadline in list(self._killed.items()):
             if deadline <= now:
                 self._exited(worker, "cancelled")
+        if self._lost:  # until Slurm says how they have ended
+            self._queue.ask_soon()
         found, self._events = self._events, []
         return found
 
@@ -119,7 +129,8 @@ class BatchLauncher(Launcher):
             self._cancel([job])
             self._exited(worker, f"it can never start: {status.reason}")
         elif status.ended:
-            self._exited(worker, status.explain())
+            ours = worker in self._killed and status.state == "CANCELLED"
+            self._exited(worker, "CANCELLED by this program" if ours else status.explain())
         elif status.state in slurm_queue.RUNNING and worker not in self._begun:
             self._begun.add(worker)
             self._events.append(Started(worker, 0))
@@ -127,6 +138,7 @@ class BatchLauncher(Launcher):
     def _exited(self, worker: int, why: str) -> None:
         job = self._jobs.pop(worker, None)
         self._killed.pop(worker, None)
+        self._lost.discard(worker)
         if job is not None:
             clean = why.startswith("COMPLETED")
             log = end_of_log(self._log(worker))

@@ -44,8 +44,11 @@ if TYPE_CHECKING:
     from executorlib.standalone.interactive.node_launcher import NodeLauncher
 
 _LOG = logging.getLogger("executorlib")
-# A worker that was told to stop, or whose connection is lost, gets so long before it is killed.
+# A worker that was told to stop gets so long before it is killed.
 _STOP_SECONDS = 5.0
+# A worker whose connection is lost gets so long to end, and its launcher to tell how: one that was not told to stop,
+# and one that was. How a job has ended is told late, and is of no interest where it was told to.
+_LOST_SECONDS, _JOB_SECONDS = (1.0, _STOP_SECONDS), (3.0, 0.1)
 # What a process on another machine sent last gets so long to arrive after the news of its end.
 _LAST_SECONDS = 2.0
 # An agent that has not ended a worker after so long is given up, and its node's workers with it.
@@ -361,9 +364,10 @@ class WorkerPool:
         if closed:
             worker.closed = True
             self._selector.unregister(worker.connection)
-            if worker.cause is None and worker.deadline is None:
-                quick = self._launcher is not None and self._launcher.waits_for_ever  # nobody tells of its end
-                worker.deadline = time.monotonic() + (0.1 if quick else _STOP_SECONDS if worker.stopping else 1.0)
+            if worker.cause is None and worker.deadline is None and self._launcher is not None:
+                self._launcher.lost(worker.number)
+                patience = _JOB_SECONDS if self._launcher.waits_for_ever else _LOST_SECONDS
+                worker.deadline = time.monotonic() + patience[worker.stopping]
             self._end_if_silent(worker)
 
     def _launcher_readable(self) -> None:

@@ -78,6 +78,61 @@ def test_no_descriptor_is_left_for_who_knocks(script: Script) -> None:
     assert done.stdout == "7 True\n", done.stderr
 
 
+@pytest.mark.parametrize("block", [False, True])
+def test_more_workers_than_descriptors(script: Script, block: bool) -> None:
+    """As with hundreds of cores where a program may open 1,024 files: calls wait for others, and none fails."""
+    done = script(
+        "import resource, sys\n"
+        "from executorlib import SingleNodeExecutor\n"
+        "from tasks import sleep_and_return\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "with SingleNodeExecutor(max_workers=60, block_allocation=bool(sys.argv[1])) as exe:\n"
+        "    found = list(exe.map(sleep_and_return, range(120), [0.1] * 120))\n"
+        "print(found == list(range(120)))\n",
+        "yes" if block else "",
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.parametrize("block", [False, True])
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_no_descriptor_is_left_for_a_worker(script: Script, block: bool, left: int) -> None:
+    """The calls say so, or run; later ones run, and what was opened in vain is closed."""
+    done = script(
+        "import os, resource, sys\n"
+        "from executorlib import SingleNodeExecutor\n"
+        "from executorlib.standalone.errors import WorkerStartError\n"
+        "from tasks import add\n"
+        "def opened():\n"
+        "    return len(os.listdir('/dev/fd'))\n"
+        "block, left = bool(sys.argv[1]), int(sys.argv[2])\n"
+        "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "with SingleNodeExecutor(max_workers=2, block_allocation=block) as exe:\n"
+        "    before, taken = opened(), []\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
+        "    try:\n"
+        "        while True:\n"
+        "            taken.append(os.dup(0))\n"
+        "    except OSError:\n"
+        "        for fd in taken[len(taken) - left:]:\n"
+        "            os.close(fd)\n"
+        "    errors = [exe.submit(add, 1).exception(20) for _ in range(3)]\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
+        "    for fd in taken[:len(taken) - left]:\n"
+        "        os.close(fd)\n"
+        "    for error in errors:\n"
+        "        if error is not None:\n"
+        "            assert isinstance(error, WorkerStartError), repr(error)\n"
+        "            assert 'Too many open files' in str(error) and 'ulimit -n' in str(error), error\n"
+        "    assert any(errors) or left\n"
+        "    assert exe.submit(add, 2, 3).result(20) == 5\n"
+        "print(opened() <= before)\n",
+        "yes" if block else "",
+        str(left),
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
 @pytest.mark.kinds("fresh", "block", "fresh-spawned", "block-spawned")
 def test_a_future_that_the_program_has_ended_itself(make_executor: MakeExecutor) -> None:
     """It keeps what the program has set, and the executor goes on."""

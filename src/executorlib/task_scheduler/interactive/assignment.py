@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import pickle
 import struct
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from typing import NamedTuple
 
-from executorlib.standalone.errors import WorkerDiedError, safe_repr
+from executorlib.standalone.errors import WorkerDiedError, WorkerStartError, safe_repr
 from executorlib.standalone.interactive.messages import (
     BEGUN,
     BEGUN_HEAD,
@@ -106,7 +107,7 @@ class Assignment:
         while (task := self._ledger.next_ready()) is not None:
             worker = self._start(task.resources)
             if worker is None:
-                if self._ledger.next_ready() is task:  # there is no place for it now
+                if self._ledger.next_ready() is task:  # there is no place for it now, or no descriptor
                     return
                 continue  # it has failed, because no worker could be started for it
             self._ledger.ready.pop()
@@ -160,6 +161,13 @@ class Assignment:
 
     def _cannot_start(self, error: BaseException) -> None:
         """No worker can be started: fail the task that needed it, or all if none is left to do them."""
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            if not self._policy.keep and self._workers.workers:
+                _LOG.debug("a call waits for the end of another: %s", error)
+                return
+            cause, text = error, f"A worker cannot be started: {error.strerror}, of this program or of the machine."
+            error = WorkerStartError(f"{text} `ulimit -n` shows how many files the program may have open.")
+            error.__cause__ = cause
         _LOG.warning("%s", error)
         if not self._policy.keep:
             if self._ledger.ready:  # the first, also if it was cancelled a moment ago: the next has no part in this

@@ -20,7 +20,6 @@ from executorlib.standalone.interactive.messages import (
     BEGUN_HEAD,
     CLAIM,
     DONE,
-    EXITED,
     FAILED,
     FORGET,
     FUNCTION,
@@ -290,8 +289,7 @@ class Runner:
             if os.getpid() != self._pid:
                 end_fork(error)
             seconds = time.monotonic() - start
-            status = EXITED if isinstance(error, (SystemExit, KeyboardInterrupt)) else FAILED
             explain_missing_argument(error, fn, args, kwargs)
             if self._error_log_file is not None:
                 log_error(self._error_log_file, fn, args, kwargs, error)
-            return Outcome(status, Payload(dump_error(error)), start, seconds)
+            return Outcome(FAILED, Payload(dump_error(error)), start, seconds)

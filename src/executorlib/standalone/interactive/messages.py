@@ -29,7 +29,7 @@ DICT = b"M"
 UNCLAIMED = 0
 CLAIM = struct.Struct("<I")
 
-# Status of a result.
+# Status of a result; EXITED is told for the dictionaries of a `SocketInterface` only.
 DONE, FAILED, EXITED, INIT_FAILED, RANKS_DONE = range(5)
 RESULT_HEAD = struct.Struct("<cBQdd")
 

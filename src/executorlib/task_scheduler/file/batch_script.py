@@ -146,15 +146,16 @@ class BatchSystem:
 
             kind = {} if self._config_directory is not None else {"queue_type": self.name.upper()}
             self._adapter = QueueAdapter(directory=self._config_directory, execute_command=self._execute, **kind)
-        self._arguments = self.arguments(job)
+        exposed = others_may_write(os.path.dirname(job.directory))
+        self._arguments = self.arguments(job, os.devnull if exposed else job.log)
         self._environment = dict(job.environment)
         make_own_directory(job.directory)
         if job.resources.cwd is not None:
             os.makedirs(job.resources.cwd, exist_ok=True)
-        variables = self.variables(job)
+        variables = self.variables(job, self.guarded(job) if exposed else self.command(job))
         script = os.path.join(job.directory, "run_queue.sh")
         spaced = any(letter.isspace() for letter in job.directory)
-        if not spaced and not is_exposed(job):
+        if not spaced and not exposed:
             remove(script)  # it may be a link, from a time when others could write here
             return str(self._adapter.submit_job(working_directory=job.directory, **variables))
         # pysqa takes no directory with white space; and nobody else may exchange the script before it is read.
@@ -165,7 +166,7 @@ class BatchSystem:
             finally:
                 self._stand_in = None
 
-    def variables(self, job: BatchJob) -> dict[str, Any]:
+    def variables(self, job: BatchJob, command: str) -> dict[str, Any]:
         """The variables of the template."""
         resources = job.resources
         given = dict(resources.template_variables)
@@ -184,7 +185,7 @@ class BatchSystem:
             "priority": resources.priority,
             "run_time_max": None if limit is None else math.ceil(limit),
             "dependency_list": list(job.depends_on) or None,
-            "command": self.guarded(job) if is_exposed(job) else self.command(job),
+            "command": command,
             "submission_template": template,
             **given,
         }
@@ -208,9 +209,8 @@ class BatchSystem:
         plain = {"%%": "%", "%a": '"$SLURM_ARRAY_TASK_ID"'}
         return "".join(plain.get(part) or shlex.quote(part) for part in parts if part)
 
-    def arguments(self, job: BatchJob) -> list[str]:
+    def arguments(self, job: BatchJob, log: str) -> list[str]:
         """What the submitter is told beside the script."""
-        log = os.devnull if is_exposed(job) else job.log
         found = [f"--output={log}", f"--error={log}", "--open-mode=append"]
         found.append(f"--chdir={job.resources.cwd or job.directory}")
         if job.elements is not None:
@@ -266,11 +266,6 @@ class BatchSystem:
             if number is not None:
                 return number
         return None
-
-
-def is_exposed(job: BatchJob) -> bool:
-    """Whether other users may write where the directory of a job lies."""
-    return others_may_write(os.path.dirname(job.directory))
 
 
 def check_places(paths: CachePaths) -> None:

@@ -16,7 +16,7 @@ from executorlib.standalone.errors import SubmissionError
 from executorlib.standalone.flux import active_job, description, job_command, jobspec_of
 from executorlib.standalone.hardware import program_environment
 from executorlib.standalone.interactive.flux_connection import words
-from executorlib.task_scheduler.file.batch_script import BatchJob, BatchSystem, check_places, is_exposed
+from executorlib.task_scheduler.file.batch_script import BatchJob, BatchSystem, check_places
 from executorlib.task_scheduler.file.launcher import Job
 
 
@@ -131,8 +131,7 @@ class FluxScripts(BatchSystem):
     def log_word(self, job: BatchJob) -> str:
         return shlex.quote(job.log)
 
-    def arguments(self, job: BatchJob) -> list[str]:
-        log = os.devnull if is_exposed(job) else job.log
+    def arguments(self, job: BatchJob, log: str) -> list[str]:
         found = [f"--cwd={os.path.abspath(job.resources.cwd or job.directory)}"]
         return found + description(job.name, log, [int(number) for number in job.depends_on])
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import pickle
-from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from executorlib.standalone.cache_key import alias_key, call_key
 from executorlib.standalone.cache_outcome import Outcome, named_by_call, with_cores
 from executorlib.standalone.cache_paths import CachePaths, aliased_output
 from executorlib.standalone.cache_queue import JobNumber
+from executorlib.standalone.callbacks import user_code
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.select import FutureSelector
 from executorlib.standalone.serialize import Payload, dumps, loads_with_inputs
@@ -69,7 +70,10 @@ class FileFuture(TaskFuture):
         return cast("FileTask | None", self._task)
 
     def end(self, outcome: Outcome) -> None:
-        """The task has ended."""
+        """The task has ended, or was cancelled."""
+        if not outcome.succeeded and isinstance(outcome.value, CancelledError):
+            self.abandon()
+            return
         try:
             if outcome.succeeded:
                 self.set_result(outcome.value)
@@ -229,6 +233,26 @@ class FileTask:
         self.paths = self.call.paths
         for future in self.futures:
             future.paths = self.paths
+
+    def has_job(self, job: JobNumber) -> None:
+        """Its job is submitted, or found."""
+        self.job = job
+        for future in self.futures:
+            future.queue_id = job
+
+    def begin(self) -> None:
+        """Its job runs."""
+        self.begun = True
+        for future in self.futures:
+            with user_code():
+                future.begin()
+
+    def open_outputs(self) -> Iterator[str]:
+        """The output files that its job has to wait for."""
+        for future in self.inputs:
+            origin = task_future(future)
+            if origin is not None and origin.paths is not None and not origin.done():
+                yield origin.paths.output
 
     @property
     def files(self) -> CachePaths:

@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, Protocol, cast
 
@@ -278,10 +278,8 @@ class FileTasks:
             self._has_job(task, job)
 
     def _has_job(self, task: FileTask, job: JobNumber) -> None:
-        task.job = job
+        task.has_job(job)
         self._jobs[job] = task
-        for future in task.futures:
-            future.queue_id = job
 
     def _job(self, task: FileTask, depends_on: tuple[JobNumber, ...] = ()) -> Job:
         return Job(task.files, task.resources, depends_on, task.name)
@@ -294,12 +292,9 @@ class FileTasks:
         if task is None:
             return
         if change.state is JobState.BEGUN:
-            task.begun = True
             if self._observed is not None:
                 self._observed.begun(task)
-            for future in task.futures:
-                with user_code():
-                    future.begin()
+            task.begin()
             return
         del self._jobs[change.job]
         task.job = None
@@ -427,13 +422,9 @@ class FileTasks:
             self._dropped += not task.begun
         if self._observed is not None:
             self._observed.ended(task, outcome.succeeded)
-        futures = self._drop(task)
-        for future in futures:
+        for future in self._drop(task):
             with user_code():
-                if isinstance(outcome.value, CancelledError) and not outcome.succeeded:
-                    future.abandon()
-                else:
-                    future.end(outcome)
+                future.end(outcome)
 
     def _drop(self, task: FileTask) -> list[FileFuture]:
         """Take a task out of the books; returns its futures."""
@@ -486,7 +477,7 @@ class FileTasks:
 
     def leave(self) -> None:
         """Hand over to the jobs what this program would do for them, and let go of them."""
-        jobs = [LeftJob(self._job(task), tuple(self._open_outputs(task))) for task in self._tasks.values()]
+        jobs = [LeftJob(self._job(task), tuple(task.open_outputs())) for task in self._tasks.values()]
         try:
             self._launcher.leave(jobs)
         except OSError:
@@ -495,12 +486,6 @@ class FileTasks:
         for task in [*self._open.values(), *self._tasks.values()]:
             task.job = None
             self.fail(task, CancelledError())
-
-    def _open_outputs(self, task: FileTask) -> Iterator[str]:
-        for future in task.inputs:
-            origin = task_future(future)
-            if origin is not None and origin.paths is not None and not origin.done():
-                yield origin.paths.output
 
     def futures(self) -> list[FileFuture]:
         """The futures that will still be done."""

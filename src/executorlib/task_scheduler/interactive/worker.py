@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 from collections import OrderedDict, deque
 from collections.abc import Container, Sequence
 from typing import Any
@@ -27,6 +28,8 @@ STALL_SECONDS = 0.002
 _KNOWN_FUNCTIONS = 32
 _KNOWN_BYTES = 1 << 28
 _STDERR_BYTES = 4096
+# Large enough for the results of a batch, and for large arrays in few pieces.
+_SOCKET_BYTES = 1 << 20
 
 
 class Worker:
@@ -216,6 +219,11 @@ class Worker:
             os.close(self.stderr)
         self.stderr = None
 
+    def open_claims(self) -> None:
+        """Have it say which tasks it begins, so that the others can be taken back."""
+        self.claims = os.pipe()
+        os.set_blocking(self.claims[0], False)
+
     def close_claims(self) -> None:
         """Close the pipe that tells, when the process has ended, which tasks it had not begun."""
         for fd in self.claims or ():
@@ -240,3 +248,12 @@ class Worker:
         self._functions[fn.number] = size
         message = (fn.number, fn.payload.data, fn.reusable, bool(fn.parts))
         connection.send(FUNCTION + pickle.dumps(message, 5), fn.payload.buffers)
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Our end of a connection to a worker on this machine, which does not block, and the worker's."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    for end in (ours, theirs):  # the kernel's limit may be lower
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+    return ours, theirs

@@ -38,7 +38,7 @@ from executorlib.task_scheduler.interactive.pool import Allotment
 from executorlib.task_scheduler.interactive.pool_events import Gone, Heard, NodeGone, PoolEvent, Ready, Returned
 from executorlib.task_scheduler.interactive.site import Site
 from executorlib.task_scheduler.interactive.task import Task
-from executorlib.task_scheduler.interactive.worker import Worker
+from executorlib.task_scheduler.interactive.worker import Worker, socket_pair
 
 if TYPE_CHECKING:
     from executorlib.standalone.interactive.node_launcher import NodeLauncher
@@ -53,9 +53,6 @@ _LOST_SECONDS, _JOB_SECONDS = (1.0, _STOP_SECONDS), (3.0, 0.1)
 _LAST_SECONDS = 2.0
 # An agent that has not ended a worker after so long is given up, and its node's workers with it.
 _AGENT_SECONDS = 30.0
-
-# Large enough for the results of a batch, and for large arrays in few pieces.
-_SOCKET_BYTES = 1 << 20
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
@@ -141,14 +138,10 @@ class WorkerPool:
         return [sys.executable, get_command_path(name)]
 
     def _fork(self, worker: Worker, server: ForkServer) -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        for end in (ours, theirs):  # the kernel's limit may be lower
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
-        if self._site.keep:
-            worker.claims = os.pipe()
-            os.set_blocking(worker.claims[0], False)
+        ours, theirs = socket_pair()
         try:
+            if self._site.keep:
+                worker.open_claims()
             server.fork(worker.number, theirs.fileno(), worker.claims[0] if worker.claims else None)
         except BaseException:
             ours.close()

@@ -37,6 +37,13 @@ SETTLE_SECONDS = 8.0
 SHUTDOWN_SECONDS = 10.0
 _PR_SET_CHILD_SUBREAPER = 36
 
+# Another user of the machine, who need not exist.
+STRANGER = 54321
+needs_owners = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners of files are those of POSIX")
+root_only = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files to others"
+)
+
 
 # A busy machine is no failure.
 hypothesis.settings.register_profile("any-machine", deadline=None)
@@ -269,6 +276,12 @@ def make_executor(executor_kind: str) -> Iterator[MakeExecutor]:
 
 class Script(Protocol):
     def __call__(self, code: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]: ...
+
+
+def write_program(path: Path, script: str) -> None:
+    """A shell script that can be run."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
 
 
 class StartScript(Protocol):

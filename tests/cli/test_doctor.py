@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from conftest import SOURCES, needs_mpi
+from conftest import SOURCES, needs_mpi, write_program
 from executorlib.cli import main
 from executorlib.cli.checks import BROKEN, CHECKS, Finding
 from executorlib.cli.doctor import try_out
@@ -56,8 +56,7 @@ def test_ranks_that_do_not_see_each_other(
 ) -> None:
     needs_mpi()
     launcher = tmp_path / "mpiexec"  # starts each rank as a world of its own
-    launcher.write_text('#!/bin/sh\nshift 2\n"$@" & "$@" &\nwait\n')
-    launcher.chmod(0o755)
+    write_program(launcher, 'shift 2\n"$@" & "$@" &\nwait')
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     found = doctor("mpi")
     assert (found["state"], found["status"]) == ("broken", 1)
@@ -77,8 +76,7 @@ def without_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interpreter in a directory of its own: the mpiexec of its environment is not beside it."""
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
+    write_program(python, f'exec "{sys.executable}" "$@"')
     monkeypatch.setattr(sys, "executable", str(python))
 
 
@@ -127,8 +125,7 @@ def test_slurm_without_its_controller(doctor: Doctor, tmp_path: Path, monkeypatc
 def test_a_check_that_hangs_is_ended_with_what_it_has_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in ("srun", "sinfo"):
         program = tmp_path / command
-        program.write_text("#!/bin/sh\nsleep 1000\n")
-        program.chmod(0o755)
+        write_program(program, "sleep 1000")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     start = time.monotonic()
     finding = try_out("slurm", 1.0)

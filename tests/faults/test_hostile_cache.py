@@ -16,19 +16,13 @@ import numpy as np
 import pytest
 import tasks
 
+from conftest import STRANGER, needs_owners, root_only
 from executorlib import SingleNodeExecutor, get_cache_data
 from executorlib.standalone.cache_file import CacheFileError
 from executorlib.standalone.cache_trust import VARIABLE
 from executorlib.standalone.hdf import dump, get_future_from_cache, get_output, load
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners of files are those of POSIX"),
-]
-STRANGER = 54321
-root_only = pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files to others"
-)
+pytestmark = [pytest.mark.faults, needs_owners]
 
 
 class Canary:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from conftest import STRANGER, needs_owners, root_only
 from executorlib.backend import cache_array
 from executorlib.standalone import cache_trust
 from executorlib.standalone.cache_outcome import read_outcome
@@ -28,14 +29,7 @@ from executorlib.task_scheduler.file.local_jobs import LocalJobs
 from executorlib.task_scheduler.file.slurm_jobs import SlurmJobs
 
 pytest.importorskip("pysqa")
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners of files are those of POSIX"),
-]
-STRANGER = 54321
-root_only = pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files to others"
-)
+pytestmark = [pytest.mark.faults, needs_owners]
 
 
 class Sbatch(BatchSystem):

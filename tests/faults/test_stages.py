@@ -18,7 +18,7 @@ import psutil
 import pytest
 import tasks
 
-from conftest import Eventually, MakeExecutor, living_child, needs_mpi
+from conftest import Eventually, MakeExecutor, living_child, needs_mpi, write_program
 from executorlib import SingleNodeExecutor
 from executorlib.backend.calls import apply_setup
 from executorlib.standalone.errors import ExecutorlibSocketError, TaskExitError, WorkerDiedError, WorkerStartError
@@ -262,17 +262,16 @@ def test_signals_of_the_keyboard_and_the_way_out(make_executor: MakeExecutor) ->
 @pytest.mark.parametrize(
     ("program", "words"),
     [
-        pytest.param("#!/bin/sh\necho 'No module named executorlib' >&2\nexit 1\n", "No module named", id="module"),
-        pytest.param("#!/bin/sh\nkill -SEGV $$\n", "SIGSEGV", id="SIGSEGV"),
-        pytest.param("#!/bin/sh\nexit 0\n", "exit code 0", id="nothing"),
+        pytest.param("echo 'No module named executorlib' >&2\nexit 1", "No module named", id="module"),
+        pytest.param("kill -SEGV $$", "SIGSEGV", id="SIGSEGV"),
+        pytest.param("exit 0", "exit code 0", id="nothing"),
     ],
 )
 def test_an_interpreter_that_cannot_do_it(
     make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, words: str
 ) -> None:
     python = tmp_path / "python"
-    python.write_text(program)
-    python.chmod(0o755)
+    write_program(python, program)
     monkeypatch.setattr(sys, "executable", str(python))
     with make_executor(max_workers=1) as exe:
         for error in [future.exception(30) for future in [exe.submit(tasks.add, i) for i in range(3)]]:
@@ -287,13 +286,12 @@ def test_workers_that_cannot_start_are_not_tried_without_a_pause(
 ) -> None:
     """As where a queueing system refuses further jobs: one worker does the calls meanwhile."""
     python, tries = tmp_path / "python", tmp_path / "tries"
-    # The first one is well.
-    python.write_text(
-        f"#!/bin/sh\necho x >> {tries}\n"
-        f'if mkdir {tmp_path}/first 2> /dev/null; then exec {sys.executable} "$@"; fi\n'
-        "echo 'no more' >&2\nexit 1\n"
+    write_program(
+        python,
+        f"echo x >> {tries}\n"
+        f'if mkdir {tmp_path}/first 2> /dev/null; then exec {sys.executable} "$@"; fi\n'  # the first one is well
+        "echo 'no more' >&2\nexit 1",
     )
-    python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     with make_executor(max_workers=2) as exe:
         assert exe.submit(tasks.add, 1).result(30) == 1
@@ -305,15 +303,19 @@ def test_workers_that_cannot_start_are_not_tried_without_a_pause(
     assert 2 <= len(tries.read_text().split()) <= 5
 
 
-@pytest.mark.kinds("fresh-spawned", "block-spawned")
-def test_a_worker_that_never_reports(
-    make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As behind a firewall that drops what comes from elsewhere."""
+@pytest.fixture
+def interpreter_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What workers are started with, from now on."""
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho 'still trying' >&2\nexec sleep 600\n")
-    python.chmod(0o755)
+    write_program(python, "echo 'still trying' >&2\nexec sleep 600")
     monkeypatch.setattr(sys, "executable", str(python))
+    return python
+
+
+@pytest.mark.kinds("fresh-spawned", "block-spawned")
+@pytest.mark.usefixtures("interpreter_that_hangs")
+def test_a_worker_that_never_reports(make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As behind a firewall that drops what comes from elsewhere."""
     monkeypatch.setattr(worker_pool, "START_SECONDS", 1.0)
     with make_executor(max_workers=1) as exe:
         start = time.monotonic()
@@ -326,13 +328,9 @@ def test_a_worker_that_never_reports(
 
 @pytest.mark.kinds("fresh", "block")
 def test_a_fork_server_that_never_answers(
-    make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_executor: MakeExecutor, interpreter_that_hangs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where the interpreter lies on a disk that does not answer."""
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho 'still trying' >&2\nexec sleep 600\n")
-    python.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setattr(launcher, "START_SECONDS", 3.0)
     with make_executor(max_workers=1) as exe:
         start = time.monotonic()
@@ -340,7 +338,7 @@ def test_a_fork_server_that_never_answers(
             assert isinstance(error, WorkerStartError)
             assert "it did not answer in time" in str(error)
             assert "still trying" in str(error)
-            assert str(python) in str(error)
+            assert str(interpreter_that_hangs) in str(error)
         assert time.monotonic() - start < 15
 
 
@@ -376,8 +374,7 @@ def test_a_call_that_is_ended_while_the_fork_server_starts_ends_no_other(
 ) -> None:
     """As on a slow disk: it hears of that when it has started."""
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nsleep 1\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
+    write_program(python, f'sleep 1\nexec {sys.executable} "$@"')
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setattr(launcher, "_KILL_SECONDS", 0.2)
     with make_executor(max_workers=2) as exe:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import tasks
 
-from conftest import Eventually, MakeExecutor, StartScript, needs_mpi
+from conftest import Eventually, MakeExecutor, StartScript, needs_mpi, write_program
 from executorlib import SingleNodeExecutor
 from executorlib.standalone.errors import ExecutorlibSocketError, TaskExitError, WorkerDiedError, WorkerStartError
 
@@ -309,8 +309,7 @@ def other_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     python = folder / "python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
+    write_program(python, f'exec "{sys.executable}" "$@"')
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setenv("PATH", f"{folder}:/nowhere")
     return folder
@@ -320,8 +319,7 @@ def other_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_launcher_of_another_mpi_library(other_launcher: Path, block: bool) -> None:
     """Such a launcher starts every rank as a world of its own."""
     launcher = other_launcher / "mpiexec"
-    launcher.write_text('#!/bin/sh\nshift 2\n"$@" & "$@" &\nwait\n')
-    launcher.chmod(0o755)
+    write_program(launcher, 'shift 2\n"$@" & "$@" &\nwait')
     with (
         SingleNodeExecutor(max_cores=2, resource_dict=TWO, block_allocation=block) as exe,
         pytest.raises(WorkerStartError, match="asked to run on 2 MPI ranks but sees 1") as caught,
@@ -334,8 +332,7 @@ def test_a_launcher_of_another_mpi_library(other_launcher: Path, block: bool) ->
 @pytest.mark.parametrize("block", [False, True])
 def test_a_launcher_that_fails(other_launcher: Path, block: bool) -> None:
     launcher = other_launcher / "mpiexec"
-    launcher.write_text("#!/bin/sh\necho 'not enough slots' >&2\nexit 6\n")
-    launcher.chmod(0o755)
+    write_program(launcher, "echo 'not enough slots' >&2\nexit 6")
     with SingleNodeExecutor(max_cores=2, resource_dict=TWO, block_allocation=block) as exe:
         for future in [exe.submit(tasks.add, i) for i in range(2)]:
             with pytest.raises(ExecutorlibSocketError, match="not enough slots") as caught:
@@ -353,8 +350,7 @@ def test_no_launcher(other_launcher: Path, block: bool) -> None:
 
 def test_oversubscription_is_passed_on(other_launcher: Path, tmp_path: Path) -> None:
     launcher = other_launcher / "mpiexec"
-    launcher.write_text(f'#!/bin/sh\nprintf "%s " "$@" > "{tmp_path}/arguments"\nexit 1\n')
-    launcher.chmod(0o755)
+    write_program(launcher, f'printf "%s " "$@" > "{tmp_path}/arguments"\nexit 1')
     with SingleNodeExecutor(max_cores=2, resource_dict=TWO, openmpi_oversubscribe=True) as exe:
         assert exe.submit(tasks.add, 1).exception(40) is not None
     assert (tmp_path / "arguments").read_text().startswith("-n 2 --oversubscribe ")

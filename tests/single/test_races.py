@@ -90,6 +90,7 @@ def test_a_task_behind_one_that_is_ended_is_not_blamed() -> None:
 
 @pytest.mark.kinds("fresh", "block")
 def test_the_fork_server_is_killed_right_before_a_submission(make_executor: MakeExecutor) -> None:
+    killed = 0
     with make_executor(max_workers=1) as exe:
         for i in range(10):
             try:
@@ -99,11 +100,13 @@ def test_the_fork_server_is_killed_right_before_a_submission(make_executor: Make
             with contextlib.suppress(psutil.NoSuchProcess):
                 if server not in (1, os.getpid()):  # an orphan's new parent: the worker has outlived its server
                     psutil.Process(server).kill()
+                    killed += 1
             time.sleep(i % 5 * 3e-4)
             try:
                 assert exe.submit(tasks.add, i, 1).result(30) == i + 1
             except WorkerDiedError:  # it had begun at a worker that had not yet heard
                 pass
+    assert killed >= 5
 
 
 @pytest.mark.kinds("fresh-spawned", "block-spawned")

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import tasks
 
-from conftest import Eventually, MakeExecutor, living_child
+from conftest import Eventually, MakeExecutor, living_child, write_program
 from executorlib import SingleNodeExecutor
 from executorlib.standalone.errors import ExecutorlibSocketError, RemoteError, TaskExitError, WorkerDiedError
 from executorlib.standalone.interactive.messages import BEGUN, DONE, RANK_ERROR, RESULT, RESULT_HEAD
@@ -362,8 +362,7 @@ def test_a_spawned_interpreter_that_ends_at_once(
 
     monkeypatch.setenv("EXECUTORLIB_FORK_SERVER", "0")
     impostor = tmp_path / "python"
-    impostor.write_text("#!/bin/sh\necho 'wrong interpreter' >&2\nexit 4\n")
-    impostor.chmod(0o755)
+    write_program(impostor, "echo 'wrong interpreter' >&2\nexit 4")
     monkeypatch.setattr(sys, "executable", str(impostor))
     with make_executor(max_workers=2) as exe:
         for future in [exe.submit(tasks.add, i) for i in range(3)]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from conftest import write_program
 from executorlib import SlurmClusterExecutor
 from executorlib.task_scheduler.file import slurm_watch
 
@@ -32,8 +33,7 @@ class FakeSlurm:
         for name, script in _SCRIPTS.items():
             self.script(name, script)
             path = self.commands / name
-            path.write_text(f'#!/bin/sh\ncd {shlex.quote(str(folder))}\necho "$*" >> {name}.log\n. ./{name}.sh\n')
-            path.chmod(0o755)
+            write_program(path, f'cd {shlex.quote(str(folder))}\necho "$*" >> {name}.log\n. ./{name}.sh')
 
     def script(self, command: str, text: str | None = None) -> None:
         """What a command does from now on; without a text, what it did in the beginning."""

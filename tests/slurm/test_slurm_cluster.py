@@ -15,7 +15,7 @@ import cluster_tasks
 import pytest
 from slurm_fixtures import FIXTURES
 
-from conftest import Eventually, StartScript, needs_mpi
+from conftest import Eventually, StartScript, needs_mpi, write_program
 from executorlib import (
     SlurmClusterExecutor,
     get_cache_data_queue,
@@ -145,8 +145,7 @@ def test_scancel_does_not_answer(
         held = exe.submit(cluster_tasks.hold, str(tmp_path / "begun"), str(tmp_path / "until"))
         with monkeypatch.context() as patch:
             slow = tmp_path / "scancel"
-            slow.write_text("#!/bin/sh\nexec sleep 30\n")
-            slow.chmod(0o755)
+            write_program(slow, "exec sleep 30")
             patch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
             patch.setattr("executorlib.standalone.slurm_queue._QUERY_SECONDS", 0.3)
             assert exe.cancel(held)

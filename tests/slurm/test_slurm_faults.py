@@ -16,7 +16,7 @@ import pytest
 import tasks
 from slurm_fixtures import FIXTURES
 
-from conftest import Eventually, StartScript, living_child, needs_mpi
+from conftest import Eventually, StartScript, living_child, needs_mpi, write_program
 from executorlib import SlurmJobExecutor
 from executorlib.standalone import slurm
 from executorlib.standalone.errors import WorkerDiedError, WorkerStartError
@@ -113,8 +113,7 @@ def test_an_agent_that_does_not_start_is_not_the_end_of_its_calls(
     """They run on another node."""
     real = slurm.srun_path()
     srun = tmp_path / "srun"
-    srun.write_text(f'#!/bin/sh\ncase "$*" in *--nodelist=n2*) {hangs};; esac\nexec {real} "$@"\n')
-    srun.chmod(0o755)
+    write_program(srun, f'case "$*" in *--nodelist=n2*) {hangs};; esac\nexec {real} "$@"')
     monkeypatch.setattr(slurm, "srun_path", lambda: str(srun))
     monkeypatch.setattr("executorlib.standalone.interactive.node_launcher.START_SECONDS", 3.0)
     monkeypatch.setattr(worker_pool, "START_SECONDS", 10.0)

@@ -37,6 +37,34 @@ def test_nobody_reads_the_standard_error(start_script: StartScript) -> None:
     assert (program.returncode, out, len(err)) == (0, "", 1_000_000)
 
 
+def test_nobody_reads_the_standard_error_and_no_descriptor_is_left(start_script: StartScript) -> None:
+    """What cannot be passed on is not waited for."""
+    program = start_script(
+        "import os, resource, sys\n"
+        "from executorlib import SingleNodeExecutor\n"
+        "from tasks import *\n"
+        "def noisy():\n"
+        "    print('x' * 999_999, file=sys.stderr)\n"
+        "os.environ['EXECUTORLIB_FORK_SERVER'] = '0'\n"
+        "with SingleNodeExecutor(max_workers=2, block_allocation=True) as exe:\n"
+        "    pairs = [exe.submit(sleep_and_return, i, 0.5) for i in range(2)]\n"
+        "    [pair.result() for pair in pairs]\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "    try:\n"
+        "        while True:\n"
+        "            os.dup(0)\n"
+        "    except OSError:\n"
+        "        pass\n"
+        "    loud = exe.submit(noisy)\n"
+        "    print(sum(exe.submit(add, i, 1).result() for i in range(50)), loud.result(), flush=True)\n",
+        stderr=subprocess.PIPE,
+    )
+    assert program.stdout is not None
+    assert program.stdout.readline() == "1275 None\n"
+    program.communicate(timeout=30)
+    assert program.returncode == 0
+
+
 def test_no_descriptor_is_left_for_who_knocks(script: Script) -> None:
     """It costs no CPU, and who knocks comes in when there is one again."""
     done = script(
@@ -78,57 +106,72 @@ def test_no_descriptor_is_left_for_who_knocks(script: Script) -> None:
     assert done.stdout == "7 True\n", done.stderr
 
 
-@pytest.mark.parametrize("block", [False, True])
-def test_more_workers_than_descriptors(script: Script, block: bool) -> None:
+@pytest.mark.parametrize("fork_server", ["1", "0"])
+@pytest.mark.parametrize("block", ["", "block"])
+def test_more_workers_than_descriptors(script: Script, block: str, fork_server: str) -> None:
     """As with hundreds of cores where a program may open 1,024 files: calls wait for others, and none fails."""
     done = script(
         "import resource, sys\n"
         "from executorlib import SingleNodeExecutor\n"
         "from tasks import sleep_and_return\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
-        "with SingleNodeExecutor(max_workers=60, block_allocation=bool(sys.argv[1])) as exe:\n"
-        "    found = list(exe.map(sleep_and_return, range(120), [0.1] * 120))\n"
-        "print(found == list(range(120)))\n",
-        "yes" if block else "",
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (26, 26))\n"
+        "with SingleNodeExecutor(max_workers=20, block_allocation=bool(sys.argv[1])) as exe:\n"
+        "    found = list(exe.map(sleep_and_return, range(40), [0.1] * 40))\n"
+        "print(found == list(range(40)))\n",
+        block,
+        env={"EXECUTORLIB_FORK_SERVER": fork_server},
     )
     assert done.stdout == "True\n", done.stderr
 
 
-@pytest.mark.parametrize("block", [False, True])
-@pytest.mark.parametrize("left", [0, 1, 2])
-def test_no_descriptor_is_left_for_a_worker(script: Script, block: bool, left: int) -> None:
+def test_workers_at_the_door_wait_until_another_has_ended(script: Script) -> None:
+    """Also for longer than a worker may take to report: no descriptor is left for those who have been started."""
+    done = script(
+        "import resource\n"
+        "from executorlib import SingleNodeExecutor\n"
+        "from tasks import sleep_and_return\n"
+        "with SingleNodeExecutor(max_workers=4) as exe:\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (18, 18))\n"
+        "    print(list(exe.map(sleep_and_return, range(4), [5.0] * 4)))\n",
+        env={"EXECUTORLIB_FORK_SERVER": "0", "EXECUTORLIB_START_SECONDS": "4"},
+    )
+    assert done.stdout == "[0, 1, 2, 3]\n", done.stderr
+
+
+@pytest.mark.parametrize("block", ["", "block"])
+def test_no_descriptor_is_left_for_a_worker(script: Script, block: str) -> None:
     """The calls say so, or run; later ones run, and what was opened in vain is closed."""
     done = script(
         "import os, resource, sys\n"
         "from executorlib import SingleNodeExecutor\n"
         "from executorlib.standalone.errors import WorkerStartError\n"
         "from tasks import add\n"
-        "def opened():\n"
-        "    return len(os.listdir('/dev/fd'))\n"
-        "block, left = bool(sys.argv[1]), int(sys.argv[2])\n"
         "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
-        "with SingleNodeExecutor(max_workers=2, block_allocation=block) as exe:\n"
-        "    before, taken = opened(), []\n"
-        "    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
-        "    try:\n"
-        "        while True:\n"
-        "            taken.append(os.dup(0))\n"
-        "    except OSError:\n"
-        "        for fd in taken[len(taken) - left:]:\n"
+        "def starve(left):\n"
+        "    taken = []\n"
+        "    with SingleNodeExecutor(max_workers=2, block_allocation=bool(sys.argv[1])) as exe:\n"
+        "        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
+        "        try:\n"
+        "            while True:\n"
+        "                taken.append(os.dup(0))\n"
+        "        except OSError:\n"
+        "            for _ in range(left):\n"
+        "                os.close(taken.pop())\n"
+        "        errors = [exe.submit(add, 1).exception(20) for _ in range(3)]\n"
+        "        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
+        "        for fd in taken:\n"
         "            os.close(fd)\n"
-        "    errors = [exe.submit(add, 1).exception(20) for _ in range(3)]\n"
-        "    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
-        "    for fd in taken[:len(taken) - left]:\n"
-        "        os.close(fd)\n"
-        "    for error in errors:\n"
-        "        if error is not None:\n"
+        "        for error in filter(None, errors):\n"
         "            assert isinstance(error, WorkerStartError), repr(error)\n"
         "            assert 'Too many open files' in str(error) and 'ulimit -n' in str(error), error\n"
-        "    assert any(errors) or left\n"
-        "    assert exe.submit(add, 2, 3).result(20) == 5\n"
-        "print(opened() <= before)\n",
-        "yes" if block else "",
-        str(left),
+        "        assert exe.submit(add, 2, 3).result(20) == 5\n"
+        "    return errors\n"
+        "assert all(starve(0))\n"
+        "before = os.listdir('/dev/fd')\n"
+        "tries = [starve(left) for left in range(9)]\n"
+        "assert all(tries[0]) and not any(tries[-1]), tries\n"
+        "print(os.listdir('/dev/fd') == before)\n",
+        block,
     )
     assert done.stdout == "True\n", done.stderr
 

@@ -31,6 +31,11 @@ def get_command_path(executable: str) -> str:
     return os.path.join(_BACKEND, executable)
 
 
+def worker_program(cores: int) -> list[str]:
+    """The command that a worker, or each of its ranks, runs."""
+    return [sys.executable, get_command_path("interactive_parallel.py" if cores > 1 else "interactive_serial.py")]
+
+
 def mpiexec_path() -> str:
     """The mpiexec that belongs to this Python environment, else the first on PATH.
 

@@ -7,6 +7,7 @@ file descriptor is readable, tell what became of them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 import sys
@@ -35,6 +36,13 @@ _GRACE_SECONDS = 2.0
 # A fork server that was told to end gets so long to end its workers.
 _END_SECONDS = 10.0
 _SAID_BYTES = 4096
+# The last: too many descriptors of this user are on their way to other processes.
+_OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, getattr(errno, "ETOOMANYREFS", errno.EMFILE)}
+
+
+def is_out_of_descriptors(error: BaseException) -> bool:
+    """Whether an error says that this program, or the machine, has too many open files."""
+    return isinstance(error, OSError) and error.errno in _OUT_OF_DESCRIPTORS
 
 
 class Launcher(ABC):
@@ -115,15 +123,15 @@ class ForkServer(Launcher):
 
     def __init__(self, program: str = "fork_server_main.py") -> None:
         ours, theirs = socket.socketpair()
-        null = os.open(os.devnull, os.O_RDONLY)
         self._errors = _memory_file()
         # A descriptor that is its own duplicate would stay closed on exec with an old C library.
         fd = next(number for number in (3, 4, 5) if number not in (theirs.fileno(), self._errors))
         self.command = argv = [sys.executable, *_interpreter_flags(), get_command_path(program), str(fd)]
-        actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, theirs.fileno(), fd)]
+        actions: list[Any] = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), fd)]
         # What it has to say is for its last words: workers write to the program's standard error.
         if self._errors is not None:
             actions.append((os.POSIX_SPAWN_DUP2, self._errors, 2))
+        actions.append((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0))  # last: one of these may be 0
         try:
             self._pid = os.posix_spawn(
                 sys.executable,
@@ -137,7 +145,6 @@ class ForkServer(Launcher):
             self._close_errors()
             raise
         finally:
-            os.close(null)
             theirs.close()
         # A server that does not read must not stop the program, which waits for nothing else than for room here.
         with contextlib.suppress(OSError):  # other systems write the time in other ways

@@ -134,6 +134,8 @@ class Listener:
     """
 
     def __init__(self, localhost: bool) -> None:
+        import hmac  # noqa: F401  # used by `wire`, but no file can be opened for it where no descriptor is left
+
         self.key = os.urandom(32)
         # A worker elsewhere needs every interface: which of them leads to the compute nodes is the site's secret.
         address = "127.0.0.1" if localhost else ""
@@ -162,9 +164,9 @@ class Listener:
         """
         if len(self.guests) < _MAX_STRANGERS:
             return None
-        import random  # here: most programs start sooner without it
-
-        return random.choice(list(self.guests.values()))
+        # Not by the module random: no file can be opened to import it where no descriptor is left.
+        drawn = int.from_bytes(os.urandom(4), "little") % len(self.guests)
+        return list(self.guests.values())[drawn]
 
     def accept(self) -> Guest | None:
         """The next peer at the door; None when there is none.

@@ -74,8 +74,9 @@ class StderrRelay(Generic[S]):
             return
         somebody_may_read = is_standard_stream(_STDERR)
         if somebody_may_read and not _takes_a_piece(_STDERR):
-            self._pause(speaker)
-            return
+            if self._pause(speaker):
+                return
+            somebody_may_read = False
         data = os.read(speaker.stderr, _PIECE_BYTES)
         if data:
             speaker.heard(data)
@@ -86,13 +87,18 @@ class StderrRelay(Generic[S]):
             self.drop(speaker)
             self._ended(speaker)
 
-    def _pause(self, speaker: S) -> None:
+    def _pause(self, speaker: S) -> bool:
+        """Read no more of a pipe until there is room for it; returns whether that can be waited for."""
         assert speaker.stderr is not None
+        if self._room is None:
+            try:
+                self._room = os.dup(_STDERR)
+            except OSError:  # no descriptor is left
+                return False
+            self._selector.register(self._room, selectors.EVENT_WRITE, self._go_on)
         self._selector.unregister(speaker.stderr)
         self._paused.append(speaker)
-        if self._room is None:
-            self._room = os.dup(_STDERR)
-            self._selector.register(self._room, selectors.EVENT_WRITE, self._go_on)
+        return True
 
     def _go_on(self) -> None:
         assert self._room is not None

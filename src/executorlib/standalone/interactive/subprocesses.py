@@ -12,7 +12,7 @@ import threading
 from typing import Any
 
 from executorlib.standalone.interactive.events import Event, Exited, Started, StartFailed, describe_exit
-from executorlib.standalone.interactive.launcher import Launcher
+from executorlib.standalone.interactive.launcher import Launcher, is_out_of_descriptors
 
 
 class Subprocesses(Launcher):
@@ -48,6 +48,8 @@ class Subprocesses(Launcher):
                 start_new_session=True,
             )
         except OSError as error:
+            if is_out_of_descriptors(error):
+                raise
             self._tell(StartFailed(worker, str(error)))
             return
         self._processes[worker] = process

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import pickle
 import struct
@@ -12,6 +11,7 @@ from concurrent.futures import CancelledError
 from typing import NamedTuple
 
 from executorlib.standalone.errors import WorkerDiedError, WorkerStartError, safe_repr
+from executorlib.standalone.interactive.launcher import is_out_of_descriptors
 from executorlib.standalone.interactive.messages import (
     BEGUN,
     BEGUN_HEAD,
@@ -78,13 +78,13 @@ class Assignment:
         self._ledger = ledger
         self._observer = observer
         self.steal_at: float | None = None
-        self._start_at: float | None = None  # no further kept worker before that, because the last could not be started
+        self._start_at: float | None = None  # when to try again to start one, because the last could not be started
         self._pause = 0.0
         self._look_at: float | None = None  # from when on it looks, if it is called anyhow; None: nothing waits so
 
     @property
     def start_at(self) -> float | None:
-        """When `assign` wants to be called to start a kept worker after one that could not be; None: none is needed."""
+        """When `assign` wants to be called to start a worker after one that could not be; None: none is needed."""
         return None if not self._ledger.ready or self._pool.is_full() else self._start_at
 
     # Handing out
@@ -104,6 +104,7 @@ class Assignment:
             self._assign_to_fresh()
 
     def _assign_to_fresh(self) -> None:
+        self._start_at = None
         while (task := self._ledger.next_ready()) is not None:
             worker = self._start(task.resources)
             if worker is None:
@@ -161,13 +162,12 @@ class Assignment:
 
     def _cannot_start(self, error: BaseException) -> None:
         """No worker can be started: fail the task that needed it, or all if none is left to do them."""
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            if not self._policy.keep and self._workers.workers:
-                _LOG.debug("a call waits for the end of another: %s", error)
+        if is_out_of_descriptors(error):
+            if self._workers.workers:
+                _LOG.debug("no further worker for now: %s", error)
+                self._start_at = time.monotonic() + _FIRST_PAUSE_SECONDS
                 return
-            cause, text = error, f"A worker cannot be started: {error.strerror}, of this program or of the machine."
-            error = WorkerStartError(f"{text} `ulimit -n` shows how many files the program may have open.")
-            error.__cause__ = cause
+            error = WorkerStartError(f"A worker cannot be started: {error}; `ulimit -n` shows how many there may be.")
         _LOG.warning("%s", error)
         if not self._policy.keep:
             if self._ledger.ready:  # the first, also if it was cancelled a moment ago: the next has no part in this

@@ -21,7 +21,7 @@ from executorlib.standalone.cache_paths import array_directory
 from executorlib.standalone.cache_trust import make_private_directory
 from executorlib.standalone.command import WATCH_VARIABLE
 from executorlib.standalone.interactive.events import Event, Exited, Started, StartFailed
-from executorlib.standalone.interactive.launcher import Launcher
+from executorlib.standalone.interactive.launcher import Launcher, is_out_of_descriptors
 from executorlib.standalone.interactive.listener import key_variable
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.slurm_queue import JobStatus
@@ -77,6 +77,8 @@ class BatchLauncher(Launcher):
                 )
             )
         except Exception as error:
+            if is_out_of_descriptors(error):
+                raise
             self._events.append(StartFailed(worker, str(error)))
             return
         self._jobs[worker] = job

@@ -20,6 +20,9 @@ _PAUSE_SECONDS = 1.0
 class Door:
     """The listening socket of an executor and those who stand before it, served by the dispatcher's selector.
 
+    Attributes:
+        full_until: until then somebody may stand at the door for whom no descriptor is left (monotonic clock)
+
     Args:
         selector: where the dispatcher waits
         localhost: whether all workers run on this machine
@@ -40,6 +43,7 @@ class Door:
         self._listener = Listener(localhost)
         self._reporters: dict[int, Connection] = {}
         self._closed_until: float | None = None
+        self.full_until = 0.0
         selector.register(self._listener, selectors.EVENT_READ, self._knock)
 
     def environment(self) -> dict[str, str]:
@@ -76,6 +80,7 @@ class Door:
             _LOG.warning("cannot let a worker in: %s", error)
             self._selector.unregister(self._listener)
             self._closed_until = time.monotonic() + _PAUSE_SECONDS
+            self.full_until = self._closed_until + _PAUSE_SECONDS
             return
         if guest is not None:
             self._selector.register(guest, selectors.EVENT_READ, lambda: self._introduce(guest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import socket
@@ -11,7 +12,7 @@ from typing import Any
 
 from executorlib.standalone.functions import FunctionRef
 from executorlib.standalone.interactive.messages import CLAIM, FORGET, FUNCTION, RUN, UNCLAIMED
-from executorlib.standalone.interactive.wire import Connection
+from executorlib.standalone.interactive.wire import Connection, Message
 from executorlib.standalone.resources import Resources
 from executorlib.task_scheduler.interactive.pool import Allotment
 from executorlib.task_scheduler.interactive.task import Task
@@ -229,6 +230,17 @@ class Worker:
         for fd in self.claims or ():
             os.close(fd)
         self.claims = None
+
+    def last_messages(self) -> list[Message]:
+        """What has arrived of it, without waiting for more."""
+        assert self.connection is not None
+        found: list[Message] = []
+        closed = False
+        with contextlib.suppress(OSError, pickle.UnpicklingError):  # nothing more
+            while not closed:
+                messages, closed = self.connection.read()
+                found += messages
+        return found
 
     def heard(self, data: bytes) -> None:
         """Keep the end of what the worker writes to its standard error."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -10,12 +11,11 @@ import pickle
 import selectors
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from executorlib.standalone.command import OTHER_MPI, get_command_path
+from executorlib.standalone.command import OTHER_MPI, worker_program
 from executorlib.standalone.errors import WorkerStartError
 from executorlib.standalone.hardware import program_environment, thread_environment
 from executorlib.standalone.interactive.events import (
@@ -104,7 +104,7 @@ class WorkerPool:
         return worker
 
     def _start_process(self, worker: Worker) -> None:
-        program = self._program(worker.resources)
+        program = worker_program(worker.resources.cores)
         argv = self._site.command(worker.resources, program, worker.allotment)
         launcher = self._launch()
         if argv is None and isinstance(launcher, ForkServer):
@@ -132,11 +132,6 @@ class WorkerPool:
         self._proven = False  # that it can start a process
         self._selector.register(launcher.fileno(), selectors.EVENT_READ, self._launcher_readable)
 
-    @staticmethod
-    def _program(resources: Resources) -> list[str]:
-        name = "interactive_parallel.py" if resources.cores > 1 else "interactive_serial.py"
-        return [sys.executable, get_command_path(name)]
-
     def _fork(self, worker: Worker, server: ForkServer) -> None:
         ours, theirs = socket_pair()
         try:
@@ -161,7 +156,13 @@ class WorkerPool:
     def _open_door(self) -> Door:
         if self._door is None:
             self._door = Door(self._selector, self._site.localhost, self._arrived, self._rank_reported)
+        if self._is_crowded():
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return self._door
+
+    def _is_crowded(self) -> bool:
+        """Whether a worker may stand at the door for whom no descriptor is left, while there are others."""
+        return self._door is not None and time.monotonic() < self._door.full_until and len(self.workers) > 1
 
     def _execute(self, worker: Worker, started: Launcher, argv: list[str]) -> None:
         door = self._open_door()
@@ -226,7 +227,13 @@ class WorkerPool:
                 cast("NodeLauncher", self._launcher).give_up(worker.allotment.places[0].node)
                 continue
             if worker.connection is None and worker.verdict is None:
-                worker.verdict = self.start_error(worker, f"did not report within {START_SECONDS:g} s")
+                if self._is_crowded() and not worker.doomed:  # it may stand at the door
+                    if any(other.connection is not None or other.doomed for other in self.workers.values()):
+                        worker.deadline = now + START_SECONDS  # and is let in when that one has ended
+                        continue
+                    worker.spared = True  # all stand there: its place is for another
+                else:
+                    worker.verdict = self.start_error(worker, f"did not report within {START_SECONDS:g} s")
             self.kill(worker, now)
         if self._door is not None:
             self._door.expire(now)
@@ -406,15 +413,8 @@ class WorkerPool:
         """Hear what a process sent before its end. A child of it may hold the connection open: do not wait."""
         if worker.connection is None or worker.closed:
             return
-        try:
-            while True:
-                messages, closed = worker.connection.read()
-                if messages:
-                    self._events.append(Heard(worker, messages))
-                if closed:
-                    break
-        except (OSError, pickle.UnpicklingError):  # nothing more
-            pass
+        if messages := worker.last_messages():
+            self._events.append(Heard(worker, messages))
         worker.closed = True
         self._selector.unregister(worker.connection)
 
@@ -454,7 +454,7 @@ class WorkerPool:
         name = launcher.name
         _LOG.warning("the %s is lost, and its %d workers with it: %s", name, len(self.workers), why)
         for worker in [*self.workers.values(), *([asked_for] if asked_for is not None else [])]:
-            if worker.started or worker.cause is not None:
+            if worker.has_started or worker.cause is not None:
                 continue
             worker.spared = self._proven  # an accident, and no sign that another cannot start it either
             if worker.command is None and not worker.remote:

@@ -21,6 +21,7 @@ import tasks
 from conftest import Eventually, MakeExecutor, living_child, needs_mpi, write_program
 from executorlib import SingleNodeExecutor
 from executorlib.backend.calls import apply_setup
+from executorlib.standalone import command
 from executorlib.standalone.errors import ExecutorlibSocketError, TaskExitError, WorkerDiedError, WorkerStartError
 from executorlib.standalone.interactive import launcher, subprocesses
 from executorlib.standalone.interactive.events import Started
@@ -418,6 +419,26 @@ def test_ranks_whose_fork_server_was_lost_are_started_by_another(block: bool) ->
         time.sleep(0.3)
         server.kill()
         assert future.result(40) == [1, 1]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("block", [False, True])
+def test_ranks_that_were_starting_when_their_fork_server_was_lost_are_started_by_another(
+    block: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first ones, which is no sign that a second server could not start them."""
+    needs_mpi()
+    mpiexec = tmp_path / "bin" / "mpiexec"
+    mpiexec.parent.mkdir()
+    write_program(mpiexec, f'echo x >> {tmp_path}/begun\nsleep 1\nexec {command.mpiexec_path()} "$@"')
+    write_program(mpiexec.parent / "python", f'exec "{sys.executable}" "$@"')
+    monkeypatch.setattr(sys, "executable", str(mpiexec.parent / "python"))
+    with SingleNodeExecutor(max_cores=2, resource_dict={"cores": 2}, block_allocation=block) as exe:
+        future = exe.submit(tasks.add, 1)
+        tasks.wait_for(tmp_path / "begun")
+        living_child("fork_server_main.py").kill()
+        assert future.result(40) == [1, 1]
+    assert (tmp_path / "begun").read_text() == "x\nx\n"
 
 
 @pytest.mark.kinds("fresh", "block")

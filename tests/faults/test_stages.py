@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any, NoReturn
@@ -421,24 +422,53 @@ def test_ranks_whose_fork_server_was_lost_are_started_by_another(block: bool) ->
         assert future.result(40) == [1, 1]
 
 
+@pytest.fixture
+def put_before_mpiexec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has a script run, as the child of the fork server, each time before ranks are started."""
+
+    def put(script: str) -> None:
+        mpiexec = tmp_path / "bin" / "mpiexec"
+        mpiexec.parent.mkdir()
+        write_program(mpiexec, f'{script}\nexec {command.mpiexec_path()} "$@"')
+        write_program(mpiexec.parent / "python", f'exec "{sys.executable}" "$@"')
+        monkeypatch.setattr(sys, "executable", str(mpiexec.parent / "python"))
+
+    return put
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize("block", [False, True])
 def test_ranks_that_were_starting_when_their_fork_server_was_lost_are_started_by_another(
-    block: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    block: bool,
+    tmp_path: Path,
+    put_before_mpiexec: Callable[[str], None],
+    caplog: pytest.LogCaptureFixture,
+    eventually: Eventually,
 ) -> None:
     """Its first ones, which is no sign that a second server could not start them."""
     needs_mpi()
-    mpiexec = tmp_path / "bin" / "mpiexec"
-    mpiexec.parent.mkdir()
-    write_program(mpiexec, f'echo x >> {tmp_path}/begun\nsleep 1\nexec {command.mpiexec_path()} "$@"')
-    write_program(mpiexec.parent / "python", f'exec "{sys.executable}" "$@"')
-    monkeypatch.setattr(sys, "executable", str(mpiexec.parent / "python"))
+    caplog.set_level("DEBUG", "executorlib")
+    put_before_mpiexec(f"echo x >> {tmp_path}/begun\nuntil [ -e {tmp_path}/go ]; do sleep 0.1; done")
     with SingleNodeExecutor(max_cores=2, resource_dict={"cores": 2}, block_allocation=block) as exe:
         future = exe.submit(tasks.add, 1)
         tasks.wait_for(tmp_path / "begun")
+        eventually(lambda: "started worker" in caplog.text)
         living_child("fork_server_main.py").kill()
+        (tmp_path / "go").touch()
         assert future.result(40) == [1, 1]
     assert (tmp_path / "begun").read_text() == "x\nx\n"
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("block", [False, True])
+def test_ranks_that_end_their_fork_server_are_not_started_again_and_again(
+    block: bool, tmp_path: Path, put_before_mpiexec: Callable[[str], None]
+) -> None:
+    needs_mpi()
+    put_before_mpiexec(f"echo x >> {tmp_path}/begun\nsleep 0.2\nkill -KILL $PPID\nsleep 60")
+    with SingleNodeExecutor(max_cores=2, resource_dict={"cores": 2}, block_allocation=block) as exe:
+        assert isinstance(exe.submit(tasks.add, 1).exception(40), WorkerStartError)
+    assert len((tmp_path / "begun").read_text().split()) <= 4
 
 
 @pytest.mark.kinds("fresh", "block")

@@ -127,15 +127,17 @@ def test_more_workers_than_descriptors(script: Script, block: str, fork_server: 
 def test_workers_at_the_door_wait_until_another_has_ended(script: Script) -> None:
     """Also for longer than a worker may take to report: no descriptor is left for those who have been started."""
     done = script(
-        "import resource\n"
+        "import logging, resource\n"
         "from executorlib import SingleNodeExecutor\n"
         "from tasks import sleep_and_return\n"
-        "with SingleNodeExecutor(max_workers=4) as exe:\n"
-        "    resource.setrlimit(resource.RLIMIT_NOFILE, (18, 18))\n"
-        "    print(list(exe.map(sleep_and_return, range(4), [5.0] * 4)))\n",
+        "logging.basicConfig()\n"
+        "with SingleNodeExecutor(max_workers=6) as exe:\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (25, 25))\n"
+        "    print(list(exe.map(sleep_and_return, range(6), [5.0] * 6)))\n",
         env={"EXECUTORLIB_FORK_SERVER": "0", "EXECUTORLIB_START_SECONDS": "4"},
     )
-    assert done.stdout == "[0, 1, 2, 3]\n", done.stderr
+    assert done.stdout == "[0, 1, 2, 3, 4, 5]\n", done.stderr
+    assert "cannot let a worker in" in done.stderr
 
 
 @pytest.mark.parametrize("block", ["", "block"])

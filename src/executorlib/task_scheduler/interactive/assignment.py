@@ -394,7 +394,7 @@ class Assignment:
         queue, worker.queue = list(worker.queue), type(worker.queue)()
         if worker.stopping and not queue:
             return
-        spared = worker.spared and worker.verdict is None
+        spared = worker.spared and worker.verdict is None and not worker.has_started
         if spared or (worker.connection is None and self._pool.is_left_out(worker.allotment)):
             self._ledger.put_back(queue)  # there are other nodes, or there will be another launcher
             return

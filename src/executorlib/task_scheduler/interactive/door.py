@@ -15,6 +15,8 @@ from executorlib.standalone.interactive.wire import Connection, Message, Protoco
 _LOG = logging.getLogger("executorlib")
 # Where the program has no descriptor left, the next worker is let in after so long at the earliest.
 _PAUSE_SECONDS = 1.0
+# Until so long after that it is taken to be still there, should the program be busy otherwise.
+_FULL_SECONDS = 5.0
 
 
 class Door:
@@ -80,8 +82,9 @@ class Door:
             _LOG.warning("cannot let a worker in: %s", error)
             self._selector.unregister(self._listener)
             self._closed_until = time.monotonic() + _PAUSE_SECONDS
-            self.full_until = self._closed_until + _PAUSE_SECONDS
+            self.full_until = self._closed_until + _FULL_SECONDS
             return
+        self.full_until = 0.0
         if guest is not None:
             self._selector.register(guest, selectors.EVENT_READ, lambda: self._introduce(guest))
 

@@ -53,6 +53,8 @@ _LOST_SECONDS, _JOB_SECONDS = (1.0, _STOP_SECONDS), (3.0, 0.1)
 _LAST_SECONDS = 2.0
 # An agent that has not ended a worker after so long is given up, and its node's workers with it.
 _AGENT_SECONDS = 30.0
+# Calls are put back, and not failed, so often in a row before a worker has started.
+_MOST_SPARED = 3
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
@@ -72,6 +74,7 @@ class WorkerPool:
         self._selector.register(bell, selectors.EVENT_READ, hear)
         self._launcher: Launcher | None = None
         self._use(launcher)
+        self._spared = 0  # how often in a row
         self._door: Door | None = None
         self._relay = StderrRelay(self._selector, self._end_if_silent)
         self._numbers = itertools.count(1)
@@ -160,6 +163,11 @@ class WorkerPool:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return self._door
 
+    def _may_spare(self) -> bool:
+        """Whether calls that have not begun are put back once more."""
+        self._spared += 1
+        return self._spared <= _MOST_SPARED
+
     def _is_crowded(self) -> bool:
         """Whether a worker may stand at the door for whom no descriptor is left, while there are others."""
         return self._door is not None and time.monotonic() < self._door.full_until and len(self.workers) > 1
@@ -226,14 +234,15 @@ class WorkerPool:
             if worker.remote and worker.doomed:  # its agent, or its node, does not answer
                 cast("NodeLauncher", self._launcher).give_up(worker.allotment.places[0].node)
                 continue
-            if worker.connection is None and worker.verdict is None:
-                if self._is_crowded() and not worker.doomed:  # it may stand at the door
+            if worker.connection is None and worker.verdict is None and not worker.doomed:
+                if crowded := self._is_crowded():  # it may stand at the door
                     if any(other.connection is not None or other.doomed for other in self.workers.values()):
                         worker.deadline = now + START_SECONDS  # and is let in when that one has ended
                         continue
-                    worker.spared = True  # all stand there: its place is for another
-                else:
-                    worker.verdict = self.start_error(worker, f"did not report within {START_SECONDS:g} s")
+                    worker.spared = self._may_spare()  # all stand there: its place is for another
+                if not worker.spared:
+                    why = ": no descriptor is left to let it in, see `ulimit -n`" if crowded else ""
+                    worker.verdict = self.start_error(worker, f"did not report within {START_SECONDS:g} s{why}")
             self.kill(worker, now)
         if self._door is not None:
             self._door.expire(now)
@@ -394,6 +403,7 @@ class WorkerPool:
             return
         if isinstance(event, Started):
             worker.process, worker.started, self._proven = event.pid, True, True
+            self._spared = 0 if worker.has_started else self._spared
             if worker.connection is None and worker.deadline is None and not (worker.doomed or self._site.queued):
                 worker.deadline = time.monotonic() + START_SECONDS  # it has waited for its turn until now
             _LOG.debug("started %r", worker)
@@ -453,10 +463,11 @@ class WorkerPool:
         why = launcher.end or str(error)
         name = launcher.name
         _LOG.warning("the %s is lost, and its %d workers with it: %s", name, len(self.workers), why)
+        spared = self._proven and self._may_spare()  # an accident, and no sign that another cannot start it either
         for worker in [*self.workers.values(), *([asked_for] if asked_for is not None else [])]:
             if worker.has_started or worker.cause is not None:
                 continue
-            worker.spared = self._proven  # an accident, and no sign that another cannot start it either
+            worker.spared = spared
             if worker.command is None and not worker.remote:
                 worker.heard(launcher.said)
         for worker in list(self.workers.values()):
@@ -475,7 +486,7 @@ class WorkerPool:
         worker = self.workers.get(hello.worker)
         if worker is None and self._launcher is not None and self._launcher.arrived(hello.worker, connection):
             return
-        if worker is None or worker.stopping or worker.connection is not None:
+        if worker is None or worker.stopping or worker.doomed or worker.connection is not None:
             connection.close()
         else:
             self._welcome(worker, hello, connection)
@@ -491,6 +502,7 @@ class WorkerPool:
             self.kill(worker, time.monotonic())
             return
         self._connect(worker, connection)
+        self._spared = 0
         self._events.append(Ready(worker))
 
     def _rank_reported(self, hello: Hello, message: Message) -> None:

@@ -6,6 +6,7 @@ The time limit of a test and the dump of all stacks shortly before it are set in
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import functools
@@ -124,13 +125,23 @@ def living_children() -> list[psutil.Process]:
     return children
 
 
+def has_ended(process: psutil.Process | int) -> bool:
+    """Whether a process runs no more; one that nobody has waited for counts as ended."""
+    try:
+        known = psutil.Process(process) if isinstance(process, int) else process
+        return not known.is_running() or known.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # also between the two questions
+        return True
+
+
 def living_child(program: str) -> psutil.Process:
     """The child of this process that runs a program of the backend."""
-    (child,) = [
-        child
-        for child in psutil.Process().children()
-        if child.status() != psutil.STATUS_ZOMBIE and program in " ".join(child.cmdline())
-    ]
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if not has_ended(child) and program in " ".join(child.cmdline()):
+                found.append(child)
+    (child,) = found
     return child
 
 

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import tasks
 
-from conftest import Eventually, MakeExecutor, Script, StartScript, needs_mpi
+from conftest import Eventually, MakeExecutor, Script, StartScript, has_ended, needs_mpi
 from executorlib import SingleNodeExecutor
 from executorlib.standalone.errors import WorkerDiedError
 
@@ -36,13 +36,6 @@ options = dict(max_workers=2, block_allocation=mode.startswith("block"))
 if "mpi" in mode:
     options = dict(max_cores=2, resource_dict={"cores": 2}, block_allocation=mode.startswith("block"))
 """
-
-
-def gone(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 @pytest.mark.mpi
@@ -67,7 +60,7 @@ def test_the_end_of_a_program_with_several_ranks(
     assert len(family) >= 3
     program.send_signal(how)
     program.communicate(timeout=20)
-    eventually(lambda: all(map(gone, family)), 5)
+    eventually(lambda: all(map(has_ended, family)), 5)
 
 
 @pytest.mark.mpi
@@ -88,7 +81,7 @@ def test_a_program_that_is_killed_while_its_ranks_are_idle(
     family = psutil.Process(program.pid).children(recursive=True)
     program.kill()
     program.communicate(timeout=20)
-    eventually(lambda: all(map(gone, family)), 5)
+    eventually(lambda: all(map(has_ended, family)), 5)
 
 
 @MODES
@@ -204,7 +197,7 @@ def test_the_loss_of_workers_is_logged(caplog: pytest.LogCaptureFixture, eventua
         pid = exe.submit(tasks.pid).result(40)
         psutil.Process(pid).kill()
         eventually(lambda: "ended while idle: SIGKILL" in caplog.text)
-        (server,) = [child for child in psutil.Process().children() if not gone(child)]
+        (server,) = [child for child in psutil.Process().children() if not has_ended(child)]
         server.kill()
         eventually(lambda: "the fork server is lost" in caplog.text)
         assert exe.submit(tasks.add, 1, 1).result(40) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import queue
@@ -19,7 +20,7 @@ import psutil
 import pytest
 import tasks
 
-from conftest import Eventually, MakeExecutor, living_child, needs_mpi, write_program
+from conftest import Eventually, MakeExecutor, has_ended, living_child, needs_mpi, write_program
 from executorlib import SingleNodeExecutor
 from executorlib.backend.calls import apply_setup
 from executorlib.standalone import command
@@ -482,7 +483,7 @@ def test_a_call_whose_first_fork_server_was_lost_runs_once(make_executor: MakeEx
     def kill_and_submit(_: Future[Any]) -> None:  # while the dispatcher cannot look
         server = living_child("fork_server_main.py")
         server.kill()
-        while server.status() != psutil.STATUS_ZOMBIE:
+        while not has_ended(server):
             time.sleep(0.001)
         submitted.put(exe.submit(note_and_die))
 
@@ -532,7 +533,7 @@ def test_a_stopped_fork_server_holds_nobody_up(
         with pytest.raises(CancelledError):
             running.result(20)
         pids = [int(word) for word in (tmp_path / "pids").read_text().split()]
-        eventually(lambda: not any(alive(pid) for pid in pids))
+        eventually(lambda: all(has_ended(pid) for pid in pids))
         assert exe.submit(tasks.add, 1, 1).result(20) == 2
         living_child("fork_server_main.py").suspend()
 
@@ -609,7 +610,7 @@ def test_ranks_killed_while_idle(block: bool) -> None:
     with SingleNodeExecutor(max_cores=2, resource_dict={"cores": 2}, block_allocation=block) as exe:
         pids = exe.submit(tasks.pid).result(40)
         for pid in pids:
-            if psutil.pid_exists(pid):
+            with contextlib.suppress(psutil.NoSuchProcess):  # the launcher has ended it with the first
                 psutil.Process(pid).kill()
         time.sleep(0.3)
         assert exe.submit(tasks.add, 1).result(40) == [1, 1]
@@ -677,7 +678,7 @@ def test_cancel_ends_a_running_call_and_its_process(
         assert running.cancelled()
         eventually(lambda: dependent.cancelled())
         pids = [int(word) for word in (tmp_path / "pids").read_text().split()]
-        eventually(lambda: not any(alive(pid) for pid in pids))
+        eventually(lambda: all(has_ended(pid) for pid in pids))
         assert exe.cancel(running), "a second time is as good"
         done = exe.submit(tasks.add, 1)
         done.result(40)
@@ -700,7 +701,7 @@ def test_cancel_ends_all_ranks(tmp_path: Path, block: bool, eventually: Eventual
         assert exe.submit(tasks.add, 1).result(40) == [1, 1]
         assert running.cancelled()
         pids = [int(path.name[3:]) for path in tmp_path.glob("pid*")]
-        eventually(lambda: not any(alive(pid) for pid in pids))
+        eventually(lambda: all(has_ended(pid) for pid in pids))
 
 
 def test_cancel_while_the_result_of_the_call_before_is_on_its_way(tmp_path: Path) -> None:
@@ -738,10 +739,3 @@ def test_cancel_what_has_not_begun(make_executor: MakeExecutor, tmp_path: Path) 
         (tmp_path / "go").touch()
         assert running.result(40) == 5
     assert not (tmp_path / "log").exists()
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import tasks
 
-from conftest import Eventually, MakeExecutor, StartScript, needs_mpi, write_program
+from conftest import Eventually, MakeExecutor, StartScript, has_ended, needs_mpi, write_program
 from executorlib import SingleNodeExecutor
 from executorlib.standalone.errors import ExecutorlibSocketError, TaskExitError, WorkerDiedError, WorkerStartError
 
@@ -297,7 +297,7 @@ def test_the_program_is_killed(start_script: StartScript, tmp_path: Path, eventu
     assert len(family) >= 4
     program.kill()
     program.communicate(timeout=20)
-    eventually(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family), 5)
+    eventually(lambda: all(has_ended(process) for process in family), 5)
 
 
 # Launchers

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import tasks
 
-from conftest import Eventually, MakeExecutor, Script, StartScript
+from conftest import Eventually, MakeExecutor, Script, StartScript, has_ended
 from executorlib import SingleNodeExecutor
 from executorlib.standalone.errors import WorkerDiedError
 
@@ -202,17 +202,10 @@ def test_a_forked_child_does_not_keep_the_workers_of_a_killed_program(
     children = psutil.Process(program.pid).children()
     program.kill()
     program.wait()
-    eventually(lambda: not any(psutil.pid_exists(pid) and _runs(pid) for pid in pids))
+    eventually(lambda: all(has_ended(pid) for pid in pids))
     for child in children:
-        if child.is_running() and child.name().startswith("python"):
+        if not has_ended(child) and child.name().startswith("python"):
             child.kill()
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 def test_a_call_cancelled_by_one_thread_while_it_fails_in_another_is_told_to_those_who_wait() -> None:

@@ -8,11 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import tasks
 
-from conftest import Eventually, MakeExecutor, Script
+from conftest import Eventually, MakeExecutor, Script, has_ended
 from executorlib import SingleNodeExecutor
 
 THREAD_VARIABLES = (
@@ -192,15 +191,8 @@ def test_run_time_max_ends_the_task_and_what_it_started(
             future.result()
         assert time.monotonic() - start > 1.9
         pids = [int(word) for word in note.read_text().split()]
-        eventually(lambda: not any(_alive(pid) for pid in pids))
+        eventually(lambda: all(has_ended(pid) for pid in pids))
         assert exe.submit(tasks.add, 1, 2).result() == 3
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_run_time_max_counts_from_the_begin_of_the_task(make_executor: MakeExecutor, tmp_path: Path) -> None:

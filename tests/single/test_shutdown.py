@@ -16,7 +16,7 @@ import psutil
 import pytest
 import tasks
 
-from conftest import Eventually, MakeExecutor, Script, StartScript
+from conftest import Eventually, MakeExecutor, Script, StartScript, has_ended
 from executorlib import SingleNodeExecutor
 
 pytestmark = pytest.mark.faults
@@ -29,13 +29,6 @@ mode, folder = sys.argv[1:3]
 os.environ["EXECUTORLIB_FORK_SERVER"] = "0" if mode.endswith("spawned") else "1"
 options = dict(max_workers=2, block_allocation=mode.startswith("block"))
 """
-
-
-def gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 # The executor
@@ -329,7 +322,7 @@ def test_ctrl_c_in_a_with_block(
     assert program.returncode in (-signal.SIGINT, 130, 1), out
     assert out.count("KeyboardInterrupt") >= 1
     pids = [int(word) for i in range(2) for word in (tmp_path / f"pids{i}").read_text().split()]
-    eventually(lambda: all(gone(pid) for pid in pids), 5)
+    eventually(lambda: all(has_ended(pid) for pid in pids), 5)
 
 
 def test_ctrl_c_without_a_with_block(start_script: StartScript, tmp_path: Path) -> None:
@@ -362,7 +355,7 @@ def test_the_program_is_killed(start_script: StartScript, tmp_path: Path, mode: 
     assert len(family) >= 4
     program.kill()
     program.communicate(timeout=20)
-    eventually(lambda: all(gone(pid) for pid in family), 5)
+    eventually(lambda: all(has_ended(pid) for pid in family), 5)
 
 
 @MODES
@@ -381,7 +374,7 @@ def test_the_program_is_killed_while_idle(
     family = [child.pid for child in psutil.Process(program.pid).children(recursive=True)]
     program.kill()
     program.communicate(timeout=20)
-    eventually(lambda: all(gone(pid) for pid in family), 5)
+    eventually(lambda: all(has_ended(pid) for pid in family), 5)
 
 
 def test_sigterm_ends_the_program_and_its_workers(
@@ -397,7 +390,7 @@ def test_sigterm_ends_the_program_and_its_workers(
     pids = [int(word) for word in (tmp_path / "pids").read_text().split()]
     program.terminate()
     program.communicate(timeout=20)
-    eventually(lambda: all(gone(pid) for pid in pids), 5)
+    eventually(lambda: all(has_ended(pid) for pid in pids), 5)
 
 
 @MODES

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import tasks
 
-from conftest import Eventually, MakeExecutor, living_child, write_program
+from conftest import Eventually, MakeExecutor, has_ended, living_child, write_program
 from executorlib import SingleNodeExecutor
 from executorlib.standalone.errors import ExecutorlibSocketError, RemoteError, TaskExitError, WorkerDiedError
 from executorlib.standalone.interactive.messages import BEGUN, DONE, RANK_ERROR, RESULT, RESULT_HEAD
@@ -254,7 +254,7 @@ def test_children_of_a_dead_task_are_ended(make_executor: MakeExecutor, tmp_path
         task, child = (int(word) for word in note.read_text().split())
         psutil.Process(task).kill()
         assert isinstance(future.exception(30), WorkerDiedError)
-        eventually(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie")
+        eventually(lambda: has_ended(child))
 
 
 # Restarts
@@ -303,13 +303,6 @@ def _die_then_hold(folder: Path) -> Any:
 # The fork server
 
 
-def is_gone(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:  # between the two questions
-        return True
-
-
 def test_the_fork_server_is_killed(make_executor: MakeExecutor, tmp_path: Path) -> None:
     with make_executor(max_workers=1) as exe:
         running = exe.submit(tasks.hold, tmp_path / "begun", tmp_path / "go")
@@ -327,7 +320,7 @@ def test_the_fork_server_is_killed_while_nothing_runs(make_executor: MakeExecuto
         assert exe.submit(tasks.add, 1, 1).result() == 2
         server = living_child("fork_server_main.py")
         server.kill()
-        eventually(lambda: is_gone(server))
+        eventually(lambda: has_ended(server))
         assert exe.submit(tasks.add, 2, 2).result(30) == 4
 
 

@@ -127,7 +127,7 @@ def test_the_fork_server_is_killed(make_job: Make, tmp_path: Path, eventually: E
     with make_job(max_workers=1) as exe:
         future = exe.submit(begin_and_sleep, tmp_path / "begun")
         eventually(lambda: (tmp_path / "begun").exists())
-        server = next(child for child in psutil.Process().children() if "fork_server" in " ".join(child.cmdline()))
+        server = living_child("fork_server")
         server.kill()
         with pytest.raises(WorkerDiedError):
             future.result(15)

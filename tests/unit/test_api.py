@@ -16,7 +16,7 @@ import psutil
 import pytest
 from dictionaries import SERIAL, call
 
-from conftest import Eventually, Script
+from conftest import Eventually, Script, has_ended
 from executorlib.api import (
     ExecutorlibSocketError,
     MpiExecSpawner,
@@ -212,7 +212,7 @@ def test_a_process_that_will_not_end_is_ended_with_its_children(
     start = time.monotonic()
     spawner.shutdown(wait=wait)
     assert time.monotonic() - start < (5 if wait else 0.2)
-    eventually(lambda: not any(p.is_running() and p.status() != "zombie" for p in family))
+    eventually(lambda: all(has_ended(process) for process in family))
 
 
 def test_mpiexec_stands_before_the_command_where_there_is_more_than_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from dictionaries import SERIAL, call, keys
 
-from conftest import Eventually, Script
+from conftest import Eventually, Script, has_ended
 from executorlib.api import (
     ExecutorlibSocketError,
     SocketInterface,
@@ -267,7 +267,7 @@ def test_the_worker_of_a_program_that_was_killed_ends_in_the_middle_of_a_call(
 
         eventually(sleeps)
         program.kill()
-    eventually(lambda: not any(child.is_running() and child.status() != "zombie" for child in children), 5)
+    eventually(lambda: all(has_ended(child) for child in children), 5)
 
 
 @pytest.mark.faults

@@ -136,13 +136,17 @@ def has_ended(process: psutil.Process | int) -> bool:
 
 def living_child(program: str) -> psutil.Process:
     """The child of this process that runs a program of the backend."""
-    found = []
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if not has_ended(child) and program in " ".join(child.cmdline()):
-                found.append(child)
-    (child,) = found
-    return child
+    deadline = time.monotonic() + 5.0
+    while True:
+        found = []
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if not has_ended(child) and program in " ".join(child.cmdline()):
+                    found.append(child)
+        if found or time.monotonic() > deadline:  # one that was just started may have no command line yet
+            (child,) = found
+            return child
+        time.sleep(0.005)
 
 
 def _has_children() -> bool:
@@ -209,7 +213,8 @@ def nothing_left() -> Iterator[None]:
         yield
     left = _left_after(before, SETTLE_SECONDS)
     for pid in {child.pid for child in living_children()} - before.processes:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     _orphans.clear()
     assert not left, "left behind:\n  " + "\n  ".join(left)
     assert max(slow, default=0.0) < SHUTDOWN_SECONDS, f"shutdown took {max(slow):.1f} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -227,12 +228,14 @@ def test_nothing_secret_is_seen_from_outside(
         keys = set()
         for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
             folder = Path(f"/proc/{process.pid}")
-            keys |= set(re.findall(rb"EXECUTORLIB_KEY_\d+=([0-9a-f]{64})", (folder / "environ").read_bytes()))
-            assert stat.S_IMODE((folder / "environ").stat().st_mode) == 0o400
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                keys |= set(re.findall(rb"EXECUTORLIB_KEY_\d+=([0-9a-f]{64})", (folder / "environ").read_bytes()))
+                assert stat.S_IMODE((folder / "environ").stat().st_mode) == 0o400
         assert keys, "the workers were given one"
         for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-            line = Path(f"/proc/{process.pid}/cmdline").read_bytes()
-            assert not any(key in line for key in keys)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                line = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+                assert not any(key in line for key in keys)
         port = {
             c.laddr.port
             for c in psutil.Process().net_connections("tcp")

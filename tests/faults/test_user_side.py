@@ -133,8 +133,8 @@ def test_workers_at_the_door_wait_until_another_has_ended(script: Script) -> Non
         "logging.basicConfig()\n"
         "with SingleNodeExecutor(max_workers=6) as exe:\n"
         "    resource.setrlimit(resource.RLIMIT_NOFILE, (25, 25))\n"
-        "    print(list(exe.map(sleep_and_return, range(6), [5.0] * 6)))\n",
-        env={"EXECUTORLIB_FORK_SERVER": "0", "EXECUTORLIB_START_SECONDS": "4"},
+        "    print(list(exe.map(sleep_and_return, range(6), [7.0] * 6)))\n",
+        env={"EXECUTORLIB_FORK_SERVER": "0", "EXECUTORLIB_START_SECONDS": "6"},
     )
     assert done.stdout == "[0, 1, 2, 3, 4, 5]\n", done.stderr
     assert "cannot let a worker in" in done.stderr

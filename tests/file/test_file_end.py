@@ -305,7 +305,7 @@ def test_a_time_limit_counts_without_the_program(
 ) -> None:
     code = PRELUDE + (
         "exe = TestClusterExecutor(cache_directory=cache, wait=False)\n"
-        "exe.submit(file_tasks.pid_and_hold, here('pid'), resource_dict={'run_time_max': 2})\n"
+        "exe.submit(file_tasks.pid_and_hold, here('pid'), resource_dict={'run_time_max': 5})\n"
         "while not os.path.exists(here('pid')): time.sleep(0.01)\n"
         f"{end}\n"
     )
@@ -313,7 +313,7 @@ def test_a_time_limit_counts_without_the_program(
     assert done.returncode == 0, done.stderr
     pid = int((tmp_path / "pid").read_text())
     assert start_mark(pid), "it runs"
-    eventually(lambda: not start_mark(pid), 15)
+    eventually(lambda: not start_mark(pid), 20)
 
 
 # From outside

@@ -178,15 +178,18 @@ def test_a_job_that_leaves_without_a_word(make_cluster: Make, code: int) -> None
 
 
 def test_a_job_that_is_killed(make_cluster: Make, tmp_path: Path, eventually: Eventually) -> None:
-    pid_file = tmp_path / "pid"
+    seconds: list[float] = []
     with make_cluster() as exe:
-        future = exe.submit(file_tasks.pid_and_hold, str(pid_file))
-        eventually(pid_file.exists)
-        os.kill(int(pid_file.read_text()), signal.SIGKILL)
-        start = time.monotonic()
-        with pytest.raises(WorkerDiedError, match=f"pid {pid_file.read_text()} on .*SIGKILL"):
-            future.result(timeout=20)
-        assert time.monotonic() - start < 1, "its end is seen at once"
+        while len(seconds) < 3 and min(seconds, default=1.0) >= 1.0:  # a busy machine may hold one of them up
+            pid_file = tmp_path / f"pid{len(seconds)}"
+            future = exe.submit(file_tasks.pid_and_hold, str(pid_file))
+            eventually(pid_file.exists)
+            os.kill(int(pid_file.read_text()), signal.SIGKILL)
+            start = time.monotonic()
+            with pytest.raises(WorkerDiedError, match=f"pid {pid_file.read_text()} on .*SIGKILL"):
+                future.result(timeout=20)
+            seconds.append(time.monotonic() - start)
+    assert min(seconds) < 1.0, "its end is seen at once"
 
 
 def test_a_job_that_another_program_runs_dies(make_cluster: Make, tmp_path: Path, eventually: Eventually) -> None:
@@ -210,7 +213,8 @@ def test_a_job_that_another_program_runs_dies(make_cluster: Make, tmp_path: Path
 def test_a_job_that_takes_too_long(make_cluster: Make, tmp_path: Path, cores: int, eventually: Eventually) -> None:
     pid_file = tmp_path / "pid"
     with make_cluster() as exe:
-        limits = {"run_time_max": 4 if cores > 1 else 1, "cores": cores}
+        assert exe.submit(file_tasks.add, 1).result(timeout=20) == 1  # whatever starts the jobs has started itself
+        limits = {"run_time_max": 4 if cores > 1 else 2, "cores": cores}
         future = exe.submit(file_tasks.pid_and_hold, str(pid_file), resource_dict=limits)
         said = r"^pid_and_hold \(task .*, pid \d+ on .*\) was ended after its run_time_max of"
         with pytest.raises(TimeoutError, match=said):
@@ -359,9 +363,10 @@ def test_a_task_that_others_have_is_not_tried_without_a_pause(
     monkeypatch.setattr(LocalJobs, "_launch", counting)
     with make_cluster() as exe:
         future = exe.submit(file_tasks.add, 1, resource_dict=KEY)
-        eventually(lambda: len(started) == 2)
+        eventually(lambda: len(started) >= 2)
+        before, start = len(started), time.monotonic()
         time.sleep(1.0)
-        assert len(started) < 10
+        assert len(started) - before < 2 + 8 * (time.monotonic() - start)
         cache_claim.release(paths)
         assert future.result(timeout=20) == 1
 

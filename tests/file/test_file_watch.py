@@ -149,7 +149,10 @@ def test_the_queue_is_not_given_thousands_of_dependencies(
 
 
 @pytest.mark.usefixtures("_job_in_this_process")
-def test_the_output_may_come_into_sight_after_the_end_of_the_job(tmp_path: Path, eventually: Eventually) -> None:
+def test_the_output_may_come_into_sight_after_the_end_of_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr(Queue, "output_seconds", 8.0)
     cluster = Cluster(tmp_path)
     future = cluster.scheduler.submit(file_tasks.add, 1, resource_dict=key("one"))
     eventually(lambda: len(cluster.queue.jobs) == 1)
@@ -408,6 +411,7 @@ def test_a_directory_that_is_not_there_is_no_news_for_minutes(
 def test_jobs_go_on_while_the_directory_is_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
+    monkeypatch.setattr(Queue, "output_seconds", 30.0)
     monkeypatch.setattr("executorlib.task_scheduler.file.watch._SECONDS_BEFORE_GONE", 0.0)
     looks: list[Seen] = []
     look = OutputWatch.look

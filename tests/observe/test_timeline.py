@@ -181,9 +181,10 @@ def test_a_file_that_cannot_be_written_costs_no_result(tmp_path: Path, caplog: p
 def test_what_never_ran_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "run.html"
     with SingleNodeExecutor(max_workers=1, export_timeline_filename=str(path)) as exe:
-        first = exe.submit(nap, 0.2)
+        first = exe.submit(meet, str(tmp_path / "begun"), str(tmp_path / "go"))
         others = [exe.submit(nap, 1.0) for _ in range(3)]
         assert all(future.cancel() for future in others)
+        (tmp_path / "go").touch()
         first.result()
     assert "3 not run" in path.read_text()
 
@@ -288,7 +289,7 @@ def test_the_clock_of_another_host(tmp_path: Path) -> None:
         time.sleep(0.05)
     timeline.worker_gone(worker)
     first, second = timeline.run().attempts
-    assert 0.0 <= first.start < 0.2
+    assert 0.0 <= first.start < 5.0
     assert first.seconds <= 0.25 + 1e-6
     assert 0.04 < second.end - first.end < 5.0
 

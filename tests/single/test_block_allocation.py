@@ -192,8 +192,8 @@ def test_no_call_waits_for_an_init_function_while_another_worker_is_idle(tmp_pat
 
 @only_block
 def test_the_time_of_the_init_function_is_none_of_the_call(make_executor: MakeExecutor) -> None:
-    with make_executor(max_workers=1, init_function=lambda: time.sleep(1.0)) as exe:
-        assert exe.submit(tasks.add, 1, 1, resource_dict={"run_time_max": 0.7}).result(20) == 2
+    with make_executor(max_workers=1, init_function=lambda: time.sleep(3.0)) as exe:
+        assert exe.submit(tasks.add, 1, 1, resource_dict={"run_time_max": 2.5}).result(20) == 2
 
 
 # Calls that were sent ahead

@@ -150,7 +150,7 @@ def test_one_rank_fails_while_the_others_wait_for_it(bad: int, block: bool) -> N
         start = time.monotonic()
         with pytest.raises(ValueError, match=f"rank {bad} fails"):
             exe.submit(one_rank_fails, bad).result(30)
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 20
         assert exe.submit(tasks.add, 1).result(40) == [1, 1]
 
 
@@ -207,7 +207,7 @@ def test_run_time_max_ends_all_ranks(tmp_path: Path, eventually: Eventually, blo
             exe.submit(wait).result(40)
         pids = [int(path.name[3:]) for path in tmp_path.glob("pid*")]
         assert len(pids) == 2
-        eventually(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+        eventually(lambda: all(has_ended(pid) for pid in pids))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="where the memory has a file to be seen")

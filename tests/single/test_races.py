@@ -106,7 +106,7 @@ def test_the_fork_server_is_killed_right_before_a_submission(make_executor: Make
                 assert exe.submit(tasks.add, i, 1).result(30) == i + 1
             except WorkerDiedError:  # it had begun at a worker that had not yet heard
                 pass
-    assert killed >= 5
+    assert killed >= 3
 
 
 @pytest.mark.kinds("fresh-spawned", "block-spawned")

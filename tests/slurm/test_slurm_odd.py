@@ -206,10 +206,12 @@ def test_what_depends_on_a_job_that_is_put_back_waits_for_it(
     second = exe.submit(abs, first, resource_dict=key("second"))
     eventually(lambda: number(second))
     unsatisfied = "2|PENDING|0:00|p|DependencyNeverSatisfied"
+    # What squeue says has changed before it is asked again.
+    queue = f"printf '%s\\n' '1|RUNNING|0:01|p|None' '{unsatisfied}' > queue"
+    slurm.script("scontrol", f'case "$1" in requeue) {queue};; esac')
     slurm.queue("1|TIMEOUT|1:00|p|TimeLimit", unsatisfied)
-    eventually(lambda: "requeue 1" in slurm.calls("scontrol"))
-    slurm.queue("1|RUNNING|0:01|p|None", unsatisfied)
     eventually(first.running)
+    assert "requeue 1" in slurm.calls("scontrol")
     assert not second.done()
     dump(str(tmp_path / "cache" / "first_o.h5"), {"output": 1})
     eventually(first.done)
@@ -291,13 +293,13 @@ def test_the_accounting_says_for_ever_that_a_job_runs(
 ) -> None:
     """A job that was lost with its node may stay there as a runaway. For a while it is believed."""
     monkeypatch.setattr(slurm_watch, "_UNSEEN_SECONDS", 0.1)
-    monkeypatch.setattr(slurm_watch, "_RUNAWAY_SECONDS", 1.0)
+    monkeypatch.setattr(slurm_watch, "_RUNAWAY_SECONDS", 3.0)
     slurm.script("sacct", "echo '1|RUNNING'")
     future = make_fake().submit(abs, -1)
     eventually(lambda: len(slurm.calls("sacct")) >= 2)
     assert not future.done()
     with pytest.raises(WorkerDiedError, match="Slurm knows it no more"):
-        future.result(timeout=10)
+        future.result(timeout=20)
 
 
 @pytest.mark.parametrize(

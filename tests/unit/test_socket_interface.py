@@ -181,7 +181,7 @@ def test_a_shutdown_that_does_not_wait_ends_a_busy_worker(eventually: Eventually
     interface.send_dict(call(time.sleep, 60))
     start = time.monotonic()
     assert interface.shutdown(wait=False) is None
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 4
     eventually(lambda: not worker.is_running())
 
 

@@ -484,6 +484,30 @@ def test_ranks_that_end_their_fork_server_are_not_started_again_and_again(
 
 
 @pytest.mark.kinds("fresh", "block")
+def test_a_worker_that_has_answered_has_started_whatever_its_fork_server_says(
+    make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is held up between the start and the word of it, and killed then."""
+    events = launcher.ForkServer.events
+
+    def without_starts(server: launcher.ForkServer) -> list[Any]:
+        return [event for event in events(server) if not isinstance(event, Started)]
+
+    def kill_and_submit(_: Future[Any]) -> None:  # while the dispatcher cannot look
+        living_child("fork_server_main.py").kill()
+        submitted.put(exe.submit(tasks.sleep_and_return, 2, 1.0))
+
+    submitted: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+    monkeypatch.setattr(launcher.ForkServer, "events", without_starts)
+    with make_executor(max_workers=1) as exe:
+        exe.submit(tasks.sleep_and_return, 1, 0.2).add_done_callback(kill_and_submit)
+        try:
+            assert submitted.get().result(40) == 2
+        except WorkerDiedError:  # it was sent before the end of the server was heard of
+            pass
+
+
+@pytest.mark.kinds("fresh", "block")
 def test_a_call_whose_first_fork_server_was_lost_runs_once(make_executor: MakeExecutor, tmp_path: Path) -> None:
     """The second server has started its worker, whose death is its own."""
 

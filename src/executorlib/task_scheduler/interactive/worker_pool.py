@@ -369,7 +369,7 @@ class WorkerPool:
             _LOG.log(level, "the connection of %r is given up: %s", worker, error)
             messages, closed = [], True
         if messages:
-            self._events.append(Heard(worker, messages))
+            self._heard(worker, messages)
         if closed:
             worker.closed = True
             self._selector.unregister(worker.connection)
@@ -378,6 +378,10 @@ class WorkerPool:
                 patience = _JOB_SECONDS if self._launcher.waits_for_ever else _LOST_SECONDS
                 worker.deadline = time.monotonic() + patience[worker.stopping]
             self._end_if_silent(worker)
+
+    def _heard(self, worker: Worker, messages: list[Message]) -> None:
+        worker.started = self._proven = True  # which the fork server may not have said yet
+        self._events.append(Heard(worker, messages))
 
     def _launcher_readable(self) -> None:
         assert self._launcher is not None
@@ -424,7 +428,7 @@ class WorkerPool:
         if worker.connection is None or worker.closed:
             return
         if messages := worker.last_messages():
-            self._events.append(Heard(worker, messages))
+            self._heard(worker, messages)
         worker.closed = True
         self._selector.unregister(worker.connection)
 

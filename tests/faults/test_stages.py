@@ -483,22 +483,42 @@ def test_ranks_that_end_their_fork_server_are_not_started_again_and_again(
     assert len((tmp_path / "begun").read_text().split()) <= 4
 
 
-@pytest.mark.kinds("fresh", "block")
-def test_a_worker_that_has_answered_has_started_whatever_its_fork_server_says(
-    make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The server is held up between the start and the word of it, and killed then."""
+@pytest.fixture
+def starts_untold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each fork server is held up between the start of a worker and the word of it, and killed then."""
     events = launcher.ForkServer.events
 
     def without_starts(server: launcher.ForkServer) -> list[Any]:
         return [event for event in events(server) if not isinstance(event, Started)]
 
+    monkeypatch.setattr(launcher.ForkServer, "events", without_starts)
+
+
+@pytest.mark.kinds("fresh", "block")
+@pytest.mark.usefixtures("starts_untold")
+def test_a_first_call_that_has_begun_does_not_run_twice_whatever_its_fork_server_says(
+    make_executor: MakeExecutor, tmp_path: Path
+) -> None:
+    def end_server() -> None:
+        tasks.append(tmp_path / "log", "ran")
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(0.5)
+
+    with make_executor(max_workers=1) as exe:
+        first, second = exe.submit(end_server), exe.submit(tasks.add, 1, 1)
+        assert isinstance(first.exception(30), WorkerDiedError)
+        assert second.result(30) == 2
+    assert (tmp_path / "log").read_text().split() == ["ran"]
+
+
+@pytest.mark.kinds("fresh", "block")
+@pytest.mark.usefixtures("starts_untold")
+def test_a_worker_that_has_answered_has_started_whatever_its_fork_server_says(make_executor: MakeExecutor) -> None:
     def kill_and_submit(_: Future[Any]) -> None:  # while the dispatcher cannot look
         living_child("fork_server_main.py").kill()
         submitted.put(exe.submit(tasks.sleep_and_return, 2, 1.0))
 
     submitted: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
-    monkeypatch.setattr(launcher.ForkServer, "events", without_starts)
     with make_executor(max_workers=1) as exe:
         exe.submit(tasks.sleep_and_return, 1, 0.2).add_done_callback(kill_and_submit)
         try:

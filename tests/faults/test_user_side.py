@@ -14,17 +14,23 @@ from conftest import MakeExecutor, Script, StartScript
 
 pytestmark = pytest.mark.faults
 
+NOISY = """\
+import os, resource, sys
+from executorlib import SingleNodeExecutor
+from tasks import *
+
+def noisy():
+    print("x" * 999_999, file=sys.stderr)
+
+os.environ["EXECUTORLIB_FORK_SERVER"] = "0"
+with SingleNodeExecutor(max_workers=2, block_allocation=True) as exe:
+"""
+
 
 def test_nobody_reads_the_standard_error(start_script: StartScript) -> None:
     """A worker that writes more than fits waits; the others go on, and nothing of it is lost."""
     program = start_script(
-        "import os, sys\n"
-        "from executorlib import SingleNodeExecutor\n"
-        "from tasks import *\n"
-        "def noisy():\n"
-        "    print('x' * 999_999, file=sys.stderr)\n"
-        "os.environ['EXECUTORLIB_FORK_SERVER'] = '0'\n"
-        "with SingleNodeExecutor(max_workers=2, block_allocation=True) as exe:\n"
+        f"{NOISY}"
         "    exe.submit(add, 1, 1).result()\n"
         "    loud = exe.submit(noisy)\n"
         "    print(sum(exe.submit(add, i, 1).result() for i in range(50)), flush=True)\n"
@@ -40,13 +46,7 @@ def test_nobody_reads_the_standard_error(start_script: StartScript) -> None:
 def test_nobody_reads_the_standard_error_and_no_descriptor_is_left(start_script: StartScript) -> None:
     """What cannot be passed on is not waited for."""
     program = start_script(
-        "import os, resource, sys\n"
-        "from executorlib import SingleNodeExecutor\n"
-        "from tasks import *\n"
-        "def noisy():\n"
-        "    print('x' * 999_999, file=sys.stderr)\n"
-        "os.environ['EXECUTORLIB_FORK_SERVER'] = '0'\n"
-        "with SingleNodeExecutor(max_workers=2, block_allocation=True) as exe:\n"
+        f"{NOISY}"
         "    pairs = [exe.submit(sleep_and_return, i, 0.5) for i in range(2)]\n"
         "    [pair.result() for pair in pairs]\n"
         "    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
@@ -137,7 +137,7 @@ def test_workers_at_the_door_wait_until_another_has_ended(script: Script) -> Non
         env={"EXECUTORLIB_FORK_SERVER": "0", "EXECUTORLIB_START_SECONDS": "6"},
     )
     assert done.stdout == "[0, 1, 2, 3, 4, 5]\n", done.stderr
-    assert "cannot let a worker in" in done.stderr
+    assert 1 <= done.stderr.count("cannot let a worker in") < 6  # and not for each second
 
 
 @pytest.mark.parametrize("block", ["", "block"])

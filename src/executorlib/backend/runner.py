@@ -198,7 +198,10 @@ class Runner:
                 return
             kind = body[:1]
             if kind == RUN:
-                self._run(body, buffers)
+                try:
+                    self._run(body, buffers)
+                except ConnectionError:  # the dispatcher is gone, or has given this worker up
+                    return
                 if not self._keep:
                     return
             elif kind == FUNCTION:
@@ -253,7 +256,7 @@ class Runner:
             if not self._claims.take(batch):
                 return  # the dispatcher has taken back this task and those behind it
             item = Item(*fields)
-            if batch == UNCLAIMED and self._keep:
+            if batch == UNCLAIMED:
                 self._link.send(BEGUN_HEAD.pack(BEGUN, item.number))
             between, end = at + item.buffers, at + item.buffers + item.input_buffers
             outcome = self._outcome(item, buffers[at:between], buffers[between:end])

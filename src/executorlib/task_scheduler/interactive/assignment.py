@@ -167,7 +167,9 @@ class Assignment:
                 _LOG.debug("no further worker for now: %s", error)
                 self._start_at = time.monotonic() + _FIRST_PAUSE_SECONDS
                 return
-            error = WorkerStartError(f"A worker cannot be started: {error}; `ulimit -n` shows how many there may be.")
+            cause = error
+            error = WorkerStartError(f"A worker cannot be started: {cause}; `ulimit -n` shows how many there may be.")
+            error.__cause__ = cause
         _LOG.warning("%s", error)
         if not self._policy.keep:
             if self._ledger.ready:  # the first, also if it was cancelled a moment ago: the next has no part in this
@@ -387,8 +389,11 @@ class Assignment:
         self._pool.give_back(worker.allotment)
         if self._observer is not None:
             self._observer.worker_gone(worker)
-        if worker.worked:  # else its start may be to blame, and the task must not start one after the other
+        untold = worker.claims is not None and not worker.has_started  # its launcher may have had no time to tell
+        if worker.worked or untold:  # else its start may be to blame, and the task must not start one after the other
             self._put_back(worker)
+        if untold and worker.queue:
+            worker.started = True  # it has begun these
         gives_back = worker.gives_back  # what is left in the queue then was running
         worker.close_claims()
         queue, worker.queue = list(worker.queue), type(worker.queue)()

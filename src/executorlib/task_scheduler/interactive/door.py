@@ -79,7 +79,8 @@ class Door:
         try:
             guest = self._listener.accept()
         except OSError as error:  # no descriptor is left: who stands at the door has to wait
-            _LOG.warning("cannot let a worker in: %s", error)
+            level = logging.DEBUG if self.full_until else logging.WARNING  # it may say so each second, for hours
+            _LOG.log(level, "cannot let a worker in: %s", error)
             self._selector.unregister(self._listener)
             self._closed_until = time.monotonic() + _PAUSE_SECONDS
             self.full_until = self._closed_until + _FULL_SECONDS

@@ -41,7 +41,7 @@ class Worker:
         process: what its launcher has started for it, which leads a process group: itself, or an mpiexec or srun
         said_pid: its own process id on its host, when it has introduced itself
         spared: its launcher was lost before it had started it: nobody is to blame
-        started: its launcher has started that process, or it has introduced itself
+        started: its launcher has started that process, or it has introduced itself or begun a task
         connection: None until it has connected
         queue: the tasks it was sent, in order; the first is running
         backlog: seconds that the queue is thought to take
@@ -232,10 +232,12 @@ class Worker:
         self.claims = None
 
     def last_messages(self) -> list[Message]:
-        """What has arrived of it, without waiting for more."""
+        """What has arrived of it, without waiting for more; what it sends from now on, it is told, is not heard."""
         assert self.connection is not None
         found: list[Message] = []
         closed = False
+        with contextlib.suppress(OSError):  # it is gone
+            self.connection.sock.shutdown(socket.SHUT_RD)
         with contextlib.suppress(OSError, pickle.UnpicklingError):  # nothing more
             while not closed:
                 messages, closed = self.connection.read()

@@ -8,10 +8,8 @@ import struct
 import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
-from typing import NamedTuple
 
-from executorlib.standalone.errors import WorkerDiedError, WorkerStartError, safe_repr
-from executorlib.standalone.interactive.launcher import is_out_of_descriptors
+from executorlib.standalone.errors import WorkerDiedError, safe_repr
 from executorlib.standalone.interactive.messages import (
     BEGUN,
     BEGUN_HEAD,
@@ -21,10 +19,10 @@ from executorlib.standalone.interactive.messages import (
     RESULT_HEAD,
 )
 from executorlib.standalone.interactive.wire import Message
-from executorlib.standalone.resources import Resources
 from executorlib.task_scheduler.interactive.ledger import TaskLedger
 from executorlib.task_scheduler.interactive.outcome import death, deliver, error_of, fail
 from executorlib.task_scheduler.interactive.pool import ResourcePool
+from executorlib.task_scheduler.interactive.starter import Policy, Starter
 from executorlib.task_scheduler.interactive.task import Task
 from executorlib.task_scheduler.interactive.worker import STALL_SECONDS, Worker
 from executorlib.task_scheduler.interactive.worker_pool import WorkerPool
@@ -35,24 +33,6 @@ _LOG = logging.getLogger("executorlib")
 _RANK_SECONDS = 3.0
 # How much of a smoothed run time is the last measurement.
 _SMOOTHING = 0.2
-# After a kept worker that could not be started the next try waits: first so long, then twice as long each time.
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
-
-
-class Policy(NamedTuple):
-    """What an executor does with its workers.
-
-    Attributes:
-        keep: whether workers are kept for further tasks (block allocation); if not, each call gets a fresh process
-        resources: those of a kept worker
-        restart_limit: how often a task is tried again after the death of its worker
-        prepares: whether a worker runs an init function before its first task
-    """
-
-    keep: bool
-    resources: Resources
-    restart_limit: int = 0
-    prepares: bool = False
 
 
 class Assignment:
@@ -77,15 +57,14 @@ class Assignment:
         self._workers = workers
         self._ledger = ledger
         self._observer = observer
+        self._starter = Starter(policy, pool, workers, ledger, observer)
         self.steal_at: float | None = None
-        self._start_at: float | None = None  # when to try again to start one, because the last could not be started
-        self._pause = 0.0
         self._look_at: float | None = None  # from when on it looks, if it is called anyhow; None: nothing waits so
 
     @property
     def start_at(self) -> float | None:
         """When `assign` wants to be called to start a worker after one that could not be; None: none is needed."""
-        return None if not self._ledger.ready or self._pool.is_full() else self._start_at
+        return self._starter.due
 
     # Handing out
 
@@ -104,9 +83,9 @@ class Assignment:
             self._assign_to_fresh()
 
     def _assign_to_fresh(self) -> None:
-        self._start_at = None
+        self._starter.try_again()
         while (task := self._ledger.next_ready()) is not None:
-            worker = self._start(task.resources)
+            worker = self._starter.start(task.resources)
             if worker is None:
                 if self._ledger.next_ready() is task:  # there is no place for it now, or no descriptor
                     return
@@ -118,7 +97,7 @@ class Assignment:
                 self._workers.stop(worker, time.monotonic())
 
     def _assign_to_kept(self, now: float) -> None:
-        self._start_kept()
+        self._starter.start_kept()
         # Most of many workers are full: a look at each of them for each result would take longer than all the rest.
         able = [w for w in self._workers.workers.values() if not w.full and w.is_able() and not w.is_late(now)]
         if not able:
@@ -143,46 +122,6 @@ class Assignment:
             if batch:
                 self._send(worker, batch)
 
-    def _start(self, resources: Resources) -> Worker | None:
-        allotment = self._pool.take(resources)
-        if allotment is None:
-            return None
-        places = {worker.place for worker in self._workers.workers.values()}
-        place = next(i for i in range(len(places) + 1) if i not in places)
-        try:
-            worker = self._workers.start(place, resources, allotment)
-        except Exception as error:
-            self._pool.give_back(allotment)
-            self._cannot_start(error)
-            return None
-        worker.preparing = self._policy.prepares
-        if self._observer is not None:
-            self._observer.worker_started(worker)
-        return worker
-
-    def _cannot_start(self, error: BaseException) -> None:
-        """No worker can be started: fail the task that needed it, or all if none is left to do them."""
-        if is_out_of_descriptors(error):
-            if self._workers.workers:
-                _LOG.debug("no further worker for now: %s", error)
-                self._start_at = time.monotonic() + _FIRST_PAUSE_SECONDS
-                return
-            cause = error
-            error = WorkerStartError(f"A worker cannot be started: {cause}; `ulimit -n` shows how many there may be.")
-            error.__cause__ = cause
-        _LOG.warning("%s", error)
-        if not self._policy.keep:
-            if self._ledger.ready:  # the first, also if it was cancelled a moment ago: the next has no part in this
-                self._ledger.fail(self._ledger.ready.pop(), error)
-        elif any(not (w.stopping or w.doomed) for w in self._workers.workers.values()):
-            # They do the tasks, or tell by their end that no worker can be started.
-            self._pause = min(max(_FIRST_PAUSE_SECONDS, 2 * self._pause), _LONGEST_PAUSE_SECONDS)
-            self._start_at = time.monotonic() + self._pause
-        else:
-            self._pause, self._start_at = 0.0, None
-            for task in self._ledger.ready.clear():
-                self._ledger.fail(task, error)
-
     def _send(self, worker: Worker, tasks: list[Task]) -> None:
         for task in tasks:
             task.worker = worker
@@ -199,7 +138,7 @@ class Assignment:
 
     def connected(self, worker: Worker) -> None:
         """A worker has connected: send it the task that waits for it."""
-        self._pause = 0.0
+        self._starter.succeeded()
         if worker.queue:
             tasks = list(worker.queue)
             worker.queue.clear()
@@ -213,17 +152,6 @@ class Assignment:
         worker.limit = None if seconds is None else now + seconds
 
     # Moving tasks that have not begun
-
-    def _start_kept(self) -> None:
-        if self._pool.is_full():
-            return
-        if self._start_at is not None:
-            if time.monotonic() < self._start_at:
-                return
-            self._start_at = None
-        idle = sum(not worker.queue for worker in self._workers.workers.values())
-        while len(self._ledger.ready) > idle and self._start(self._policy.resources) is not None:
-            idle += 1
 
     def _rebalance(self, now: float) -> None:
         """Take what waits behind a task that makes no progress, where somebody else could do it; it keeps its turn."""
@@ -417,7 +345,7 @@ class Assignment:
         if not queue:
             _LOG.warning("%r ended while idle: %s", worker, worker.cause)
             if error is not None and not worker.has_started:
-                self._cannot_start(error)
+                self._starter.failed(error)
             return
         # Only the first was running: a worker whose tasks cannot be taken back has the others still in its queue.
         # And a task whose time was up may have ended just before its worker: then nobody is to blame.

@@ -19,11 +19,12 @@ from typing import Any
 
 from executorlib.standalone.interactive.launcher import Launcher
 from executorlib.task_scheduler.inbox import Inbox
-from executorlib.task_scheduler.interactive.assignment import Assignment, Policy
+from executorlib.task_scheduler.interactive.assignment import Assignment
 from executorlib.task_scheduler.interactive.ledger import TaskLedger
 from executorlib.task_scheduler.interactive.pool import ResourcePool
 from executorlib.task_scheduler.interactive.pool_events import Gone, Heard, NodeGone, PoolEvent, Returned
 from executorlib.task_scheduler.interactive.site import Site
+from executorlib.task_scheduler.interactive.starter import Policy
 from executorlib.task_scheduler.interactive.task import Task
 from executorlib.task_scheduler.interactive.worker_pool import WorkerPool
 from executorlib.task_scheduler.observer import Observer

@@ -17,12 +17,12 @@ from executorlib.standalone.interactive.launcher import Launcher
 from executorlib.standalone.resources import Resources
 from executorlib.standalone.serialize import PLAIN_TYPES, Payload, dumps, dumps_plain, dumps_with_inputs
 from executorlib.task_scheduler.dispatched import DispatchedScheduler
-from executorlib.task_scheduler.interactive.assignment import Policy
 from executorlib.task_scheduler.interactive.dispatcher import Dispatcher
 from executorlib.task_scheduler.interactive.map_task import MapResults, MapTask
 from executorlib.task_scheduler.interactive.outcome import refusal
 from executorlib.task_scheduler.interactive.pool import ResourcePool
 from executorlib.task_scheduler.interactive.site import Site
+from executorlib.task_scheduler.interactive.starter import Policy
 from executorlib.task_scheduler.interactive.task import Task, TaskFuture
 from executorlib.task_scheduler.interactive.worker import WINDOW_SECONDS
 from executorlib.task_scheduler.mapping import Submit, calls_of, map_calls

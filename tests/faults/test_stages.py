@@ -497,18 +497,37 @@ def starts_untold(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.kinds("fresh", "block")
 @pytest.mark.usefixtures("starts_untold")
 def test_a_first_call_that_has_begun_does_not_run_twice_whatever_its_fork_server_says(
-    make_executor: MakeExecutor, tmp_path: Path
+    make_executor: MakeExecutor, tmp_path: Path, eventually: Eventually
 ) -> None:
+    """And it runs no longer, when it is said to have died."""
+
     def end_server() -> None:
-        tasks.append(tmp_path / "log", "ran")
+        tasks.append(tmp_path / "pids", os.getpid())
         os.kill(os.getppid(), signal.SIGKILL)
-        time.sleep(0.5)
+        time.sleep(40)
 
     with make_executor(max_workers=1) as exe:
         first, second = exe.submit(end_server), exe.submit(tasks.add, 1, 1)
         assert isinstance(first.exception(30), WorkerDiedError)
         assert second.result(30) == 2
-    assert (tmp_path / "log").read_text().split() == ["ran"]
+    (pid,) = map(int, (tmp_path / "pids").read_text().split())
+    eventually(lambda: has_ended(pid))
+
+
+@pytest.mark.kinds("fresh", "block")
+def test_a_call_out_of_time_is_not_to_blame_for_those_behind_it_when_the_fork_server_is_lost(
+    make_executor: MakeExecutor,
+) -> None:
+    """The server hangs before it has started a worker, and is killed when the time of its first call is up."""
+    with make_executor(max_workers=1) as exe:
+        server = living_child("fork_server_main.py")
+        server.suspend()
+        late = exe.submit(tasks.sleep_and_return, 1, 30, resource_dict={"run_time_max": 1})
+        others = [exe.submit(tasks.add, i, 1) for i in range(2)]
+        time.sleep(2)
+        server.kill()
+        assert isinstance(late.exception(30), TimeoutError)
+        assert [other.result(30) for other in others] == [1, 2]
 
 
 @pytest.mark.kinds("fresh", "block")

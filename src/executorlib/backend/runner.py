@@ -198,10 +198,7 @@ class Runner:
                 return
             kind = body[:1]
             if kind == RUN:
-                try:
-                    self._run(body, buffers)
-                except ConnectionError:  # the dispatcher is gone, or has given this worker up
-                    return
+                self._run(body, buffers)
                 if not self._keep:
                     return
             elif kind == FUNCTION:
@@ -256,7 +253,7 @@ class Runner:
             if not self._claims.take(batch):
                 return  # the dispatcher has taken back this task and those behind it
             item = Item(*fields)
-            if batch == UNCLAIMED:
+            if batch == UNCLAIMED and self._keep:
                 self._link.send(BEGUN_HEAD.pack(BEGUN, item.number))
             between, end = at + item.buffers, at + item.buffers + item.input_buffers
             outcome = self._outcome(item, buffers[at:between], buffers[between:end])

@@ -9,6 +9,7 @@ import types
 
 from executorlib.backend.calls import flush_output
 from executorlib.backend.runner import Claims, Runner
+from executorlib.standalone.interactive.messages import STARTED, STARTED_HEAD
 from executorlib.standalone.interactive.wire import Connection
 from executorlib.standalone.light import socket
 
@@ -21,7 +22,11 @@ def work(channel: int, claims: int | None) -> int:
     if claims is not None:
         os.set_inheritable(claims, False)
         os.set_blocking(claims, False)
-    Runner(connection, Claims(claims)).serve()
+    try:
+        connection.send(STARTED_HEAD.pack(STARTED, os.getpid()))
+        Runner(connection, Claims(claims)).serve()
+    except ConnectionError:  # the dispatcher is gone, or has given this worker up
+        pass
     finish()
     end_mpi()
     connection.close()

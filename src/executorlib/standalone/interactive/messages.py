@@ -17,8 +17,11 @@ WELCOME = b"W"
 HELLO = b"H"
 RESULT = b"D"
 RANK_ERROR = b"E"
-# A worker whose tasks nobody takes back says so when it begins one: it may be killed before, or given up. With the
-# number of no task a worker says that its init function has come to its end.
+# A forked worker says first that it is there, with its process id: its fork server may be killed before it says so.
+STARTED = b"P"
+STARTED_HEAD = struct.Struct("<cQ")
+# A worker whose tasks nobody takes back says so when it begins one: it may be killed before. With the number of no task
+# a worker says that its init function has come to its end.
 BEGUN = b"B"
 NO_TASK = 0
 BEGUN_HEAD = struct.Struct("<cQ")

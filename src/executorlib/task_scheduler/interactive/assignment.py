@@ -317,11 +317,8 @@ class Assignment:
         self._pool.give_back(worker.allotment)
         if self._observer is not None:
             self._observer.worker_gone(worker)
-        untold = worker.claims is not None and not worker.has_started  # its launcher may have had no time to tell
-        if worker.worked or untold:  # else its start may be to blame, and the task must not start one after the other
+        if worker.worked:  # else its start may be to blame, and the task must not start one after the other
             self._put_back(worker)
-        if untold and worker.queue:
-            worker.started = True  # it has begun these
         gives_back = worker.gives_back  # what is left in the queue then was running
         worker.close_claims()
         queue, worker.queue = list(worker.queue), type(worker.queue)()

@@ -41,7 +41,7 @@ class Worker:
         process: what its launcher has started for it, which leads a process group: itself, or an mpiexec or srun
         said_pid: its own process id on its host, when it has introduced itself
         spared: its launcher was lost before it had started it: nobody is to blame
-        started: its launcher has started that process, or it has introduced itself or begun a task
+        started: its launcher has started that process, or it has said so itself
         connection: None until it has connected
         queue: the tasks it was sent, in order; the first is running
         backlog: seconds that the queue is thought to take
@@ -231,13 +231,17 @@ class Worker:
             os.close(fd)
         self.claims = None
 
+    def stop_hearing(self) -> None:
+        """Hear what has arrived, and no more: a forked worker that has not yet said that it is there does no task."""
+        if self.connection is not None:
+            with contextlib.suppress(OSError):  # it is gone
+                self.connection.sock.shutdown(socket.SHUT_RD)
+
     def last_messages(self) -> list[Message]:
-        """What has arrived of it, without waiting for more; what it sends from now on, it is told, is not heard."""
+        """What has arrived of it, without waiting for more."""
         assert self.connection is not None
         found: list[Message] = []
         closed = False
-        with contextlib.suppress(OSError):  # it is gone
-            self.connection.sock.shutdown(socket.SHUT_RD)
         with contextlib.suppress(OSError, pickle.UnpicklingError):  # nothing more
             while not closed:
                 messages, closed = self.connection.read()

@@ -29,7 +29,7 @@ from executorlib.standalone.interactive.events import (
 )
 from executorlib.standalone.interactive.launcher import START_SECONDS, ForkServer, Launcher
 from executorlib.standalone.interactive.listener import Hello
-from executorlib.standalone.interactive.messages import RANK_ERROR, SETUP, STOP, WELCOME
+from executorlib.standalone.interactive.messages import RANK_ERROR, SETUP, STARTED, STARTED_HEAD, STOP, WELCOME
 from executorlib.standalone.interactive.stderr_relay import StderrRelay
 from executorlib.standalone.interactive.wire import Connection, Message, ProtocolError
 from executorlib.standalone.resources import Resources
@@ -381,7 +381,12 @@ class WorkerPool:
 
     def _heard(self, worker: Worker, messages: list[Message]) -> None:
         worker.started = self._proven = True  # which the fork server may not have said yet
-        self._events.append(Heard(worker, messages))
+        first = messages[0][0]
+        if first[:1] == STARTED and len(first) == STARTED_HEAD.size:
+            worker.process = STARTED_HEAD.unpack(first)[1]
+            del messages[0]
+        if messages:
+            self._events.append(Heard(worker, messages))
 
     def _launcher_readable(self) -> None:
         assert self._launcher is not None
@@ -475,12 +480,14 @@ class WorkerPool:
             if worker.command is None and not worker.remote:
                 worker.heard(launcher.said)
         for worker in list(self.workers.values()):
+            if worker.command is None and not worker.remote:
+                worker.stop_hearing()
+            self._drain(worker)  # it may say that it has started, and which process it is
             if worker.process and worker.cause is None and not worker.remote:
                 with contextlib.suppress(OSError):
                     # What it has started may be elsewhere: a launcher has to end it.
                     os.killpg(worker.process, _KILL if worker.command is None else signal.SIGTERM)
             worker.cause = worker.cause or f"lost with its {name} ({why})"
-            self._drain(worker)
             self._end(worker)
         return why
 

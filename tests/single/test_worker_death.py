@@ -21,7 +21,15 @@ import tasks
 from conftest import Eventually, MakeExecutor, has_ended, living_child, write_program
 from executorlib import SingleNodeExecutor
 from executorlib.standalone.errors import ExecutorlibSocketError, RemoteError, TaskExitError, WorkerDiedError
-from executorlib.standalone.interactive.messages import BEGUN, DONE, RANK_ERROR, RESULT, RESULT_HEAD
+from executorlib.standalone.interactive.messages import (
+    BEGUN,
+    DONE,
+    RANK_ERROR,
+    RESULT,
+    RESULT_HEAD,
+    STARTED,
+    STARTED_HEAD,
+)
 from executorlib.standalone.interactive.subprocesses import Subprocesses
 
 pytestmark = pytest.mark.faults
@@ -128,6 +136,7 @@ IMPOSSIBLE = {
     "half a head": RESULT,
     "an unknown kind": b"?",
     "half a number": BEGUN,
+    "another process": STARTED_HEAD.pack(STARTED, 1),
     "an error that is none": RANK_ERROR + b"?",
     "an error that exits": RANK_ERROR + pickle.dumps(tasks.Exits()),
 }
@@ -147,6 +156,24 @@ def test_a_worker_that_says_what_cannot_be_is_ended(
         tasks.touch(tmp_path / "go")
         assert other.result(20) == "other"
         assert exe.submit(tasks.add, 1, 1).result(20) == 2
+
+
+def test_a_worker_without_memory_for_its_input_says_so(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """And ends; the call, which has not begun, runs at the next."""
+
+    def limit_memory() -> None:
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 26), resource.RLIM_INFINITY))
+
+    with SingleNodeExecutor(max_workers=1, block_allocation=True) as exe:
+        exe.submit(limit_memory).result(20)
+        assert exe.submit(len, bytes(1 << 28)).result(20) == 1 << 28
+    assert "exit code 70" in caplog.text
+    assert "a worker is ended by ProtocolError" in capfd.readouterr().err
 
 
 def test_one_death_does_not_take_the_others_along(make_executor: MakeExecutor) -> None:

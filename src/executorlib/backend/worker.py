@@ -25,7 +25,7 @@ def work(channel: int, claims: int | None) -> int:
     try:
         connection.send(STARTED_HEAD.pack(STARTED, os.getpid()))
         Runner(connection, Claims(claims)).serve()
-    except ConnectionError:  # the dispatcher is gone, or has given this worker up
+    except (BrokenPipeError, ConnectionResetError):  # the dispatcher is gone, or has given this worker up
         pass
     finish()
     end_mpi()

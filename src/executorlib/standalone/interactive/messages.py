@@ -19,7 +19,7 @@ RESULT = b"D"
 RANK_ERROR = b"E"
 # A forked worker says first that it is there, with its process id: its fork server may be killed before it says so.
 STARTED = b"P"
-STARTED_HEAD = struct.Struct("<cQ")
+STARTED_HEAD = struct.Struct("<ci")
 # A worker whose tasks nobody takes back says so when it begins one: it may be killed before. With the number of no task
 # a worker says that its init function has come to its end.
 BEGUN = b"B"

@@ -41,7 +41,7 @@ class Worker:
         process: what its launcher has started for it, which leads a process group: itself, or an mpiexec or srun
         said_pid: its own process id on its host, when it has introduced itself
         spared: its launcher was lost before it had started it: nobody is to blame
-        started: its launcher has started that process, or it has said so itself
+        started: its launcher has started that process, or it has introduced itself
         connection: None until it has connected
         queue: the tasks it was sent, in order; the first is running
         backlog: seconds that the queue is thought to take
@@ -105,6 +105,11 @@ class Worker:
     def pid(self) -> int:
         """Its process id on its host; that of its launcher until it has introduced itself."""
         return self.said_pid or self.process
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether the fork server of this machine has made it, of its own memory."""
+        return self.command is None and not self.remote
 
     def __repr__(self) -> str:
         where = f" on {self.host}" if self.host else ""

@@ -381,12 +381,21 @@ class WorkerPool:
 
     def _heard(self, worker: Worker, messages: list[Message]) -> None:
         worker.started = self._proven = True  # which the fork server may not have said yet
-        first = messages[0][0]
-        if first[:1] == STARTED and len(first) == STARTED_HEAD.size:
-            worker.process = STARTED_HEAD.unpack(first)[1]
+        if worker.is_forked and self._introduced(worker, messages[0][0]):
             del messages[0]
         if messages:
             self._events.append(Heard(worker, messages))
+
+    def _introduced(self, worker: Worker, body: bytes) -> bool:
+        """Learn from a forked worker's first message which process it is; returns whether this is that message."""
+        if body[:1] != STARTED or len(body) != STARTED_HEAD.size:
+            return False
+        pid = STARTED_HEAD.unpack(body)[1]
+        if pid <= 1 or worker.process not in (0, pid):
+            return False
+        worker.process = pid
+        self._spared = 0
+        return True
 
     def _launcher_readable(self) -> None:
         assert self._launcher is not None
@@ -472,21 +481,22 @@ class WorkerPool:
         why = launcher.end or str(error)
         name = launcher.name
         _LOG.warning("the %s is lost, and its %d workers with it: %s", name, len(self.workers), why)
+        for worker in list(self.workers.values()):
+            if worker.is_forked:
+                worker.stop_hearing()
+            self._drain(worker)  # it may say that it has started, and which process it is
         spared = self._proven and self._may_spare()  # an accident, and no sign that another cannot start it either
         for worker in [*self.workers.values(), *([asked_for] if asked_for is not None else [])]:
             if worker.has_started or worker.cause is not None:
                 continue
             worker.spared = spared
-            if worker.command is None and not worker.remote:
+            if worker.is_forked:
                 worker.heard(launcher.said)
         for worker in list(self.workers.values()):
-            if worker.command is None and not worker.remote:
-                worker.stop_hearing()
-            self._drain(worker)  # it may say that it has started, and which process it is
             if worker.process and worker.cause is None and not worker.remote:
                 with contextlib.suppress(OSError):
                     # What it has started may be elsewhere: a launcher has to end it.
-                    os.killpg(worker.process, _KILL if worker.command is None else signal.SIGTERM)
+                    os.killpg(worker.process, _KILL if worker.is_forked else signal.SIGTERM)
             worker.cause = worker.cause or f"lost with its {name} ({why})"
             self._end(worker)
         return why

@@ -276,7 +276,7 @@ def wait_if_last(folder: Path, i: int) -> int:
     return i
 
 
-def sleep_and_return(i: int, seconds: float) -> int:
+def sleep_and_return(i: Any, seconds: float) -> Any:
     if seconds:
         time.sleep(seconds)
     return i

@@ -23,20 +23,15 @@ from executorlib import SingleNodeExecutor
 from executorlib.standalone.errors import WorkerDiedError
 
 
-def nap(seconds: float, value: Any = None) -> Any:
-    time.sleep(seconds)
-    return value
-
-
 def test_a_worker_that_is_busy_for_long_is_not_sent_the_same_work_again_and_again(tmp_path: Path) -> None:
     """Each message that it finds afterwards must be one whose tasks are its own, or none: no task runs twice."""
     with SingleNodeExecutor(max_workers=2, block_allocation=True) as exe:
-        assert list(exe.map(nap, [0.001] * 20)) == [None] * 20
+        assert list(exe.map(tasks.sleep_and_return, range(20), [0.001] * 20)) == list(range(20))
         long = exe.submit(tasks.hold, tmp_path / "begun", tmp_path / "go")
         tasks.wait_for(tmp_path / "begun")
         sent = []
         for i in range(280):
-            sent.append([exe.submit(nap, 0.0005, (i, k)) for k in range(3)])
+            sent.append([exe.submit(tasks.sleep_and_return, (i, k), 0.0005) for k in range(3)])
             assert [future.result() for future in sent[-1]] == [(i, k) for k in range(3)]
         busy = exe.submit(tasks.hold, tmp_path / "begun2", tmp_path / "go2")
         tasks.wait_for(tmp_path / "begun2")
@@ -80,9 +75,9 @@ def test_a_task_behind_one_that_is_ended_is_not_blamed() -> None:
         for i in range(60):
             limit = 0.01 + i % 7 * 1e-4
             for seconds in (0.002, 0.002, 0.01):
-                exe.submit(nap, seconds).result()
-            limited = exe.submit(nap, 0.01, resource_dict={"run_time_max": limit})
-            behind = [exe.submit(nap, 0.001, k) for k in range(8)]
+                exe.submit(tasks.sleep_and_return, 0, seconds).result()
+            limited = exe.submit(tasks.sleep_and_return, 0, 0.01, resource_dict={"run_time_max": limit})
+            behind = [exe.submit(tasks.sleep_and_return, k, 0.001) for k in range(8)]
             errors[type(limited.exception()).__name__] += 1
             assert [future.result() for future in behind] == list(range(8))
     assert set(errors) <= {"NoneType", "TimeoutError"}

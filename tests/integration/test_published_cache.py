@@ -21,7 +21,8 @@ import pytest
 
 from executorlib.standalone import hdf
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+# One environment serves them all.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600), pytest.mark.xdist_group("published")]
 
 Published = Callable[..., Any]
 UNREACHABLE = ("No matching distribution", "Could not find a version", "Connection", "Temporary failure in name")

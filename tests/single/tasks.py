@@ -374,3 +374,47 @@ def hold_the_interpreter(begun: str | Path, until: str | Path) -> None:
 
     Path(begun).touch()
     ctypes.PyDLL(None).sleep(30)
+
+
+def rank_and_size(x: int = 0) -> tuple[int, int, int]:
+    from mpi4py import MPI
+
+    return x, MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
+
+
+def rank_times(array: Any) -> Any:
+    from mpi4py import MPI
+
+    array += 1
+    return array * MPI.COMM_WORLD.Get_rank()
+
+
+def reduce_pids() -> int:
+    from mpi4py import MPI
+
+    return int(MPI.COMM_WORLD.allreduce(1))
+
+
+def one_rank_fails(bad: int, together: bool = True) -> str:
+    """One rank raises, and the others wait for it in a collective call that never ends."""
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.Get_rank() == bad:
+        raise ValueError(f"rank {bad} fails")
+    if together:
+        MPI.COMM_WORLD.Barrier()
+    return "done"
+
+
+def one_rank_dies(bad: int) -> None:
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.Get_rank() == bad:
+        end_self(9)
+    MPI.COMM_WORLD.Barrier()
+
+
+def count(log: str, x: int) -> int:
+    """Leaves a line for each time it runs."""
+    append(log, x)
+    return 2 * x

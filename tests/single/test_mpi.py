@@ -23,54 +23,16 @@ pytestmark = pytest.mark.mpi
 TWO = {"cores": 2}
 
 
-def rank_and_size(x: int = 0) -> tuple[int, int, int]:
-    from mpi4py import MPI
-
-    return x, MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
-
-
-def rank_times(array: Any) -> Any:
-    from mpi4py import MPI
-
-    array += 1
-    return array * MPI.COMM_WORLD.Get_rank()
-
-
-def reduce_pids() -> int:
-    from mpi4py import MPI
-
-    return int(MPI.COMM_WORLD.allreduce(1))
-
-
-def one_rank_fails(bad: int, together: bool = True) -> str:
-    """One rank raises, and the others wait for it in a collective call that never ends."""
-    from mpi4py import MPI
-
-    if MPI.COMM_WORLD.Get_rank() == bad:
-        raise ValueError(f"rank {bad} fails")
-    if together:
-        MPI.COMM_WORLD.Barrier()
-    return "done"
-
-
-def one_rank_dies(bad: int) -> None:
-    from mpi4py import MPI
-
-    if MPI.COMM_WORLD.Get_rank() == bad:
-        tasks.end_self(9)
-    MPI.COMM_WORLD.Barrier()
-
-
 @pytest.mark.kinds
 def test_results_of_all_ranks_in_order(make_executor: MakeExecutor) -> None:
     with make_executor(max_workers=None, max_cores=2, resource_dict=TWO) as exe:
-        assert exe.submit(rank_and_size, 5).result() == [(5, 0, 2), (5, 1, 2)]
-        assert exe.submit(reduce_pids).result() == [2, 2]
+        assert exe.submit(tasks.rank_and_size, 5).result() == [(5, 0, 2), (5, 1, 2)]
+        assert exe.submit(tasks.reduce_pids).result() == [2, 2]
 
 
 def test_cores_of_a_call() -> None:
     with SingleNodeExecutor(max_cores=3) as exe:
-        assert exe.submit(rank_and_size, 1, resource_dict={"cores": 3}).result() == [(1, i, 3) for i in range(3)]
+        assert exe.submit(tasks.rank_and_size, 1, resource_dict={"cores": 3}).result() == [(1, i, 3) for i in range(3)]
         assert exe.submit(tasks.add, 1).result() == 1
         assert exe.submit(tasks.add, 1, resource_dict=TWO).result() == [1, 1]
 
@@ -78,7 +40,7 @@ def test_cores_of_a_call() -> None:
 def test_arrays_small_and_large(make_executor: MakeExecutor) -> None:
     with make_executor(max_workers=None, max_cores=2, resource_dict=TWO) as exe:
         for size in (3, 300_000):
-            first, second = exe.submit(rank_times, np.arange(float(size))).result()
+            first, second = exe.submit(tasks.rank_times, np.arange(float(size))).result()
             np.testing.assert_array_equal(first, np.zeros(size))
             np.testing.assert_array_equal(second, np.arange(size) + 1)
             assert second.flags.writeable
@@ -93,14 +55,14 @@ def test_more_arrays_than_fit_into_a_message_that_mpi_sends_at_once() -> None:
 def test_many_calls_of_a_block_allocation() -> None:
     with SingleNodeExecutor(max_cores=2, block_allocation=True, resource_dict=TWO) as exe:
         assert exe.max_workers == 1
-        results = list(exe.map(rank_and_size, range(30)))
+        results = list(exe.map(tasks.rank_and_size, range(30)))
         assert results == [[(i, 0, 2), (i, 1, 2)] for i in range(30)]
 
 
 def test_max_workers_counts_workers_in_a_block_allocation() -> None:
     with SingleNodeExecutor(max_workers=1, block_allocation=True, resource_dict=TWO) as exe:
         assert exe.max_workers == 1
-        assert exe.submit(rank_and_size).result() == [(0, 0, 2), (0, 1, 2)]
+        assert exe.submit(tasks.rank_and_size).result() == [(0, 0, 2), (0, 1, 2)]
 
 
 def test_init_function_and_worker_id() -> None:
@@ -119,7 +81,7 @@ def test_init_function_and_worker_id() -> None:
 def test_dependencies_between_serial_and_parallel_tasks() -> None:
     with SingleNodeExecutor(max_cores=2) as exe:
         first = exe.submit(tasks.add, 1, 1)
-        ranks = exe.submit(rank_and_size, first, resource_dict=TWO)
+        ranks = exe.submit(tasks.rank_and_size, first, resource_dict=TWO)
         assert exe.submit(len, ranks).result() == 2
         assert ranks.result()[1] == (2, 1, 2)
 
@@ -149,7 +111,7 @@ def test_one_rank_fails_while_the_others_wait_for_it(bad: int, block: bool) -> N
         exe.submit(tasks.add, 1).result(40)
         start = time.monotonic()
         with pytest.raises(ValueError, match=f"rank {bad} fails"):
-            exe.submit(one_rank_fails, bad).result(30)
+            exe.submit(tasks.one_rank_fails, bad).result(30)
         assert time.monotonic() - start < 20
         assert exe.submit(tasks.add, 1).result(40) == [1, 1]
 
@@ -176,7 +138,7 @@ def test_one_rank_fails_alone(bad: int) -> None:
     with SingleNodeExecutor(max_cores=2, resource_dict=TWO, block_allocation=True) as exe:
         pids = exe.submit(tasks.pid).result(40)
         with pytest.raises(ValueError, match=f"rank {bad} fails"):
-            exe.submit(one_rank_fails, bad, False).result(30)
+            exe.submit(tasks.one_rank_fails, bad, False).result(30)
         assert exe.submit(tasks.pid).result(40) == pids, "the worker goes on"
 
 
@@ -184,7 +146,7 @@ def test_one_rank_fails_alone(bad: int) -> None:
 def test_one_rank_dies(bad: int) -> None:
     with SingleNodeExecutor(max_cores=2, resource_dict=TWO, block_allocation=True) as exe:
         with pytest.raises(WorkerDiedError):
-            exe.submit(one_rank_dies, bad).result(40)
+            exe.submit(tasks.one_rank_dies, bad).result(40)
         assert exe.submit(tasks.add, 1).result(40) == [1, 1]
 
 

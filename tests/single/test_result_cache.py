@@ -18,12 +18,6 @@ from executorlib.standalone.cache_key import call_key
 from executorlib.standalone.hdf import dump
 
 
-def count(log: str, x: int) -> int:
-    """Leaves a line for each time it runs."""
-    tasks.append(log, x)
-    return 2 * x
-
-
 @pytest.fixture
 def log(tmp_path: Path) -> str:
     (tmp_path / "log").touch()
@@ -37,8 +31,8 @@ def lines(log: str) -> list[str]:
 def test_the_with_block_waits_for_inputs_of_others(make_executor: MakeExecutor, tmp_path: Path, log: str) -> None:
     given: Future[int] = Future()
     with make_executor(cache_directory=str(tmp_path / "cache")) as exe:
-        first = exe.submit(count, log, given)
-        second = exe.submit(count, log, first)
+        first = exe.submit(tasks.count, log, given)
+        second = exe.submit(tasks.count, log, first)
         threading.Timer(0.2, given.set_result, [3]).start()
     assert (first.result(0), second.result(0)) == (6, 12)
 
@@ -46,7 +40,7 @@ def test_the_with_block_waits_for_inputs_of_others(make_executor: MakeExecutor, 
 def test_what_waits_is_cancelled_with_the_rest(make_executor: MakeExecutor, tmp_path: Path, log: str) -> None:
     exe = make_executor(cache_directory=str(tmp_path / "cache"))
     given: Future[int] = Future()
-    future = exe.submit(count, log, given)
+    future = exe.submit(tasks.count, log, given)
     exe.shutdown(cancel_futures=True)
     assert future.cancelled()
     given.set_result(3)
@@ -56,7 +50,7 @@ def test_what_waits_is_cancelled_with_the_rest(make_executor: MakeExecutor, tmp_
 def test_a_call_that_waits_is_cancelled_at_once(make_executor: MakeExecutor, tmp_path: Path, log: str) -> None:
     given: Future[int] = Future()
     with make_executor(cache_directory=str(tmp_path / "cache")) as exe:
-        future = exe.submit(count, log, given)
+        future = exe.submit(tasks.count, log, given)
         assert len(exe) == 1
         assert future.cancel()
         assert concurrent.futures.wait([future], timeout=10).done == {future}
@@ -79,9 +73,9 @@ def test_a_dependent_that_runs_can_be_ended(
 def test_the_same_call_twice_runs_once(make_executor: MakeExecutor, tmp_path: Path, log: str, dependent: bool) -> None:
     with make_executor(cache_directory=str(tmp_path / "cache")) as exe:
         three: Any = exe.submit(tasks.add, 3) if dependent else 3
-        futures = [exe.submit(count, log, three) for _ in range(4)]
+        futures = [exe.submit(tasks.count, log, three) for _ in range(4)]
         assert [future.result(20) for future in futures] == [6] * 4
-        assert exe.submit(count, log, three).result(20) == 6
+        assert exe.submit(tasks.count, log, three).result(20) == 6
     assert lines(log) == ["3"]
 
 
@@ -97,7 +91,7 @@ def test_the_same_call_twice_fails_for_both(make_executor: MakeExecutor, tmp_pat
 def test_who_cancels_one_of_two_equal_calls_does_not_cancel_the_other(tmp_path: Path, log: str) -> None:
     with SingleNodeExecutor(max_workers=1, cache_directory=str(tmp_path / "cache")) as exe:
         blocker = exe.submit(tasks.hold, str(tmp_path / "begun"), str(tmp_path / "go"))
-        first, second, third = (exe.submit(count, log, 3) for _ in range(3))
+        first, second, third = (exe.submit(tasks.count, log, 3) for _ in range(3))
         assert first.cancel()
         assert third.cancel()
         tasks.touch(tmp_path / "go")
@@ -116,7 +110,7 @@ def test_threads_that_submit_the_same_call_run_it_once(make_executor: MakeExecut
 
             def submit(_: int, i: int = i, barrier: threading.Barrier = barrier) -> Future[int]:
                 barrier.wait(10)
-                return exe.submit(count, log, i)
+                return exe.submit(tasks.count, log, i)
 
             assert [future.result(20) for future in pool.map(submit, range(8))] == [2 * i] * 8
     assert lines(log) == ["0", "1", "2", "3", "4"]
@@ -138,9 +132,9 @@ def test_a_dependent_with_a_failed_input_fails(make_executor: MakeExecutor, tmp_
         failed, cancelled = exe.submit(tasks.fail, "first"), Future[int]()
         cancelled.cancel()
         with pytest.raises(ValueError, match="first"):
-            exe.submit(count, log, failed).result(20)
+            exe.submit(tasks.count, log, failed).result(20)
         with pytest.raises(concurrent.futures.CancelledError):
-            exe.submit(count, log, cancelled).result(20)
+            exe.submit(tasks.count, log, cancelled).result(20)
     assert lines(log) == []
 
 

@@ -3,7 +3,8 @@
 PYTHON ?=
 VENV ?= .venv
 REPEAT ?= 1
-TEST_PROCESSES ?= 2
+# Tests wait more than they compute: one process more than a small machine has cores.
+TEST_PROCESSES ?= 3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 

@@ -524,7 +524,7 @@ def test_a_call_out_of_time_is_not_to_blame_for_those_behind_it_when_the_fork_se
         server.suspend()
         late = exe.submit(tasks.sleep_and_return, 1, 30, resource_dict={"run_time_max": 1})
         others = [exe.submit(tasks.add, i, 1) for i in range(2)]
-        time.sleep(2)
+        time.sleep(2)  # should it be too short, its time is up at the next worker
         server.kill()
         assert isinstance(late.exception(30), TimeoutError)
         assert [other.result(30) for other in others] == [1, 2]
